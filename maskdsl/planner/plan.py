@@ -16,6 +16,7 @@ from maskdsl.ir.nodes import Node, postorder
 from maskdsl.ir.program import Program, Segment
 from maskdsl.ir.rewrite import substitute
 from maskdsl.planner.boxes import Side
+from maskdsl.planner.explain import explain
 from maskdsl.planner.rows import Placed, Runs, unfold
 from maskdsl.planner.tiles import Grid, Tile, default_tile
 from maskdsl.planner.tree import Tree
@@ -237,26 +238,7 @@ class Plan:
 
     def explain(self) -> str:
         """What was proved, how each row is walked, and why."""
-        counts = self.tiles
-        heads, queries, keys = self.mask_shape
-        pairs = "(inputs decide)" if self.pairs is None else f"{self.pairs:,}"
-        lines = [
-            f"{self.name}: {heads} head(s), {queries:,} queries, {keys:,} keys, {pairs} pairs kept",
-            f"query tiles: {_tile_text(self.q_grids)}",
-            f"key tiles: {_tile_text(self.kv_grids)}",
-            f"tile pairs: {counts.full:,} full, {counts.partial:,} partial, {counts.empty:,} "
-            f"empty; {self.density:.2%} are visited",
-        ]
-        for c in self.head_classes:
-            full, partial = c.runs.counts()
-            work = full + partial
-            lines.append(
-                f"heads {_ranges(c.heads)}: {len(c.runs.first):,} runs; tiles per row "
-                f"{work.min()} to {work.max()}, mean {work.mean():.1f}"
-            )
-        proved = [name for name, holds in self.proofs.items() if holds]
-        lines.append("proved: " + (", ".join(proved) or "nothing"))
-        return "\n".join(lines)
+        return explain(self)
 
 
 TileLike = Tile | Sequence[int] | int
@@ -346,19 +328,3 @@ def _tile_number(index: int | Sequence[int], shape: tuple[int, ...], what: str) 
     if not inside:
         raise PlanError(f"there is no {what} tile {index!r}: the grid is {shape}"[:200])
     return int(parts[0]) if len(parts) == 1 else int(np.ravel_multi_index(parts, shape))
-
-
-def _tile_text(grids: tuple[Grid, ...]) -> str:
-    return ", ".join(f"{g.count:,} of {g.tile}" for g in grids)
-
-
-def _ranges(numbers: tuple[int, ...]) -> str:
-    """`0-3, 7`"""
-    text: list[str] = []
-    start = previous = numbers[0]
-    for n in (*numbers[1:], None):
-        if n is None or n != previous + 1:
-            text.append(str(start) if start == previous else f"{start}-{previous}")
-            start = n if n is not None else start
-        previous = n if n is not None else previous
-    return ", ".join(text)

@@ -1,0 +1,50 @@
+"""What a plan says of itself, in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from maskdsl.planner.tiles import Grid
+
+if TYPE_CHECKING:
+    from maskdsl.planner.plan import Plan
+
+
+def explain(plan: Plan) -> str:
+    """What was proved, how each row is walked, and why."""
+    counts = plan.tiles
+    heads, queries, keys = plan.mask_shape
+    pairs = "(inputs decide)" if plan.pairs is None else f"{plan.pairs:,}"
+    lines = [
+        f"{plan.name}: {heads} head(s), {queries:,} queries, {keys:,} keys, {pairs} pairs kept",
+        f"query tiles: {_tile_text(plan.q_grids)}",
+        f"key tiles: {_tile_text(plan.kv_grids)}",
+        f"tile pairs: {counts.full:,} full, {counts.partial:,} partial, {counts.empty:,} "
+        f"empty; {plan.density:.2%} are visited",
+    ]
+    for c in plan.head_classes:
+        full, partial = c.runs.counts()
+        work = full + partial
+        lines.append(
+            f"heads {_ranges(c.heads)}: {len(c.runs.first):,} runs; tiles per row "
+            f"{work.min()} to {work.max()}, mean {work.mean():.1f}"
+        )
+    proved = [name for name, holds in plan.proofs.items() if holds]
+    lines.append("proved: " + (", ".join(proved) or "nothing"))
+    return "\n".join(lines)
+
+
+def _tile_text(grids: tuple[Grid, ...]) -> str:
+    return ", ".join(f"{g.count:,} of {g.tile}" for g in grids)
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """`0-3, 7`"""
+    text: list[str] = []
+    start = previous = numbers[0]
+    for n in (*numbers[1:], None):
+        if n is None or n != previous + 1:
+            text.append(str(start) if start == previous else f"{start}-{previous}")
+            start = n if n is not None else start
+        previous = n if n is not None else previous
+    return ", ".join(text)
