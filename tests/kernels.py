@@ -183,12 +183,15 @@ def dense_attention(
 RANDOM = tuple(s for s in range(30) if s not in (4, 7, 9, 13, 16, 26))
 
 
-def random_plan(seed: int) -> tuple[maskdsl.Mask, Plan]:
-    """A random pattern under tiles large enough for a matrix product."""
-    case = random_case(seed)
+def random_plan(seed: int, odd: bool = False) -> tuple[maskdsl.Mask, Plan]:
+    """A random pattern under tiles large enough for a matrix product (odd: also such that leave
+    lanes empty or wrap).
+    """
+    case = random_case(seed, odd=odd)
     mask = case.mask()
     tiles = []
     for tile in (case.q_tile, case.kv_tile):
         last = max(tile.size[-1], 64 * tile.size[-1] // tile.lanes)
-        tiles.append(Tile((*tile.size[:-1], last), tile.step, tile.origin))
+        pitch = (*tile.pitch[:-1], last - tile.size[-1] + tile.pitch[-1])
+        tiles.append(Tile((*tile.size[:-1], last), tile.step, tile.origin, pitch, tile.wrap))
     return mask, mask.plan(*tiles)

@@ -75,6 +75,14 @@ def _tile(rng: np.random.Generator, rank: int) -> Tile:
     return Tile(size, step, origin)
 
 
+def odd_tile(rng: np.random.Generator, tile: Tile) -> Tile:
+    """The same tile with lanes left empty and axes that wrap, on some axes."""
+    pitch = tuple(int(rng.integers(1, n + 1)) if rng.random() < 0.5 else n for n in tile.size)
+    wrap = tuple(bool(rng.random() < 0.5) for _ in tile.size)
+    origin = tuple(int(rng.integers(-20, 20)) if w else o for o, w in zip(tile.origin, wrap))
+    return Tile(tile.size, tile.step, origin, pitch, wrap)
+
+
 def wild_case(seed: int) -> tuple[str, dict[str, int]]:
     """A text over one axis in which operations may fail, behind guards or not."""
     rng = np.random.default_rng(seed)
@@ -111,8 +119,10 @@ def wild_case(seed: int) -> tuple[str, dict[str, int]]:
     return f"pattern wild over (t) {form}", {"t": n}
 
 
-def random_case(seed: int, small: bool = False) -> Case:
-    """A pattern over 1 to 3 axes, at most about 300 tokens a side, with any kind of tiles."""
+def random_case(seed: int, small: bool = False, odd: bool = False) -> Case:
+    """A pattern over 1 to 3 axes, at most about 300 tokens a side, with any kind of tiles (odd:
+    also such that leave lanes empty or wrap).
+    """
     rng = np.random.default_rng(seed)
     rank = int(rng.integers(1, 4))
     axes = AXES[:rank]
@@ -126,6 +136,8 @@ def random_case(seed: int, small: bool = False) -> Case:
         text = f"pattern random over (t) -> (u)\nkeep {_int(rng, 't', 2)} <= k.u * 2 + q.t // 3 - 4"
         text = text.replace("k.t", "k.u")
         extents["u"] = int(rng.integers(1, limit))
-    return Case(
-        text, {**extents, "heads": int(rng.integers(1, 4))}, _tile(rng, rank), _tile(rng, rank)
-    )
+    heads = int(rng.integers(1, 4))
+    q_tile, kv_tile = _tile(rng, rank), _tile(rng, rank)
+    if odd:
+        q_tile, kv_tile = odd_tile(rng, q_tile), odd_tile(rng, kv_tile)
+    return Case(text, {**extents, "heads": heads}, q_tile, kv_tile)

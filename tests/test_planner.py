@@ -41,20 +41,22 @@ def assert_exact(mask: maskdsl.Mask, plan: Plan) -> None:
     assert plan.tiles.total == mask.heads * plan.q_tiles * plan.kv_tiles
 
 
+@pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.parametrize("seed", range(250))
-def test_random_plans_are_exact(seed: int) -> None:
-    case = random_case(seed)
+def test_random_plans_are_exact(seed: int, odd: bool) -> None:
+    case = random_case(seed, odd=odd)
     mask = case.mask()
     plan = mask.plan(case.q_tile, case.kv_tile)
     assert_exact(mask, plan)
 
 
+@pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.parametrize("seed", range(2000, 2120))
 def test_random_plans_split_inside_tiles_are_exact(
-    seed: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, odd: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("maskdsl.planner.tree.FEW_PAIRS", 0)
-    case = random_case(seed)
+    case = random_case(seed, odd=odd)
     mask = case.mask()
     assert_exact(mask, mask.plan(case.q_tile, case.kv_tile))
 
@@ -117,8 +119,11 @@ def test_wrong_tiles(tile: object, cause: str) -> None:
     [
         ({"step": (0,)}, "at least 1"),
         ({"step": (1, 1)}, "one entry per axis"),
-        ({"pitch": (3,)}, "not supported yet"),
-        ({"wrap": True}, "not supported yet"),
+        ({"pitch": (5,)}, "between 1 and its size"),
+        ({"pitch": (0,)}, "between 1 and its size"),
+        ({"pitch": (2, 2)}, "one entry per axis"),
+        ({"wrap": (True, False)}, "one entry per axis"),
+        ({"wrap": 1}, "true or false"),
     ],
 )
 def test_wrong_tile_fields(kwargs: dict[str, object], cause: str) -> None:

@@ -133,7 +133,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("seed", range(1000, 1060))
 def test_random_patterns(seed: int) -> None:
-    case = random_case(seed)
+    case = random_case(seed, odd=seed % 2 == 0)
     check(case.text, case.q_tile, case.kv_tile, head_dim=8, batch=1, **case.values)
 
 

@@ -66,10 +66,11 @@ def test_tiles_that_are_not_visited_are_not_loaded() -> None:
     assert not out[:, :, :16].isnan().any()
 
 
+@pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.parametrize("seed", RANDOM)
-def test_random_patterns_and_tiles(seed: int) -> None:
+def test_random_patterns_and_tiles(seed: int, odd: bool) -> None:
     """Queries of zeros weigh all kept keys alike: outputs are counts of exactly those keys."""
-    mask, plan = random_plan(seed)
+    mask, plan = random_plan(seed, odd)
     heads, queries, keys = mask.shape
     q, k = torch.zeros(1, heads, queries, 16), torch.randn(1, heads, keys, 16)
     v = torch.randint(0, 2, (keys, 16), generator=torch.Generator().manual_seed(seed)).float()

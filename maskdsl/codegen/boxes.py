@@ -26,7 +26,9 @@ class Axis:
     name: the variable with the coordinates of a tile's lanes. first_name: with that of lane 0.
     index, index_name: the tile's number on the axis, where a step needs it twice.
     first: coordinate of lane 0. value: of each lane. lane, lane_name: offsets of the lanes.
-    inside: that lanes are inside the extent (nothing where proved).
+    inside: that lanes hold a token of the space (nothing where proved).
+    wrap, first_wrap: the coordinate, that of lane 0, brought back to the start of an axis that
+    wraps; until then it may lie past the end.
     clamp: the coordinate moved inside, where it indexes memory.
     """
 
@@ -39,6 +41,8 @@ class Axis:
     lane: str
     lane_name: str
     inside: tuple[str, ...]
+    wrap: str
+    first_wrap: str
     clamp: str
 
 
@@ -50,30 +54,37 @@ def axes_of(side: str, names: tuple[str, ...], grid: Grid, tile: str, indexing: 
     found = []
     for i, (name, extent) in enumerate(zip(names, grid.extents, strict=True)):
         size, step, start = grid.tile.size[i], grid.tile.step[i], grid.starts[i]
-        if start + grid.blocks[i] * size * step >= INT32:
+        pitch, span = grid.tile.pitch[i], grid.tile.span[i]
+        wraps = grid.tile.wrap[i] and start > 0
+        if start + grid.blocks[i] * span + size * step >= INT32:
             raise CompileError(f"a kernel's axes are shorter than 2^31, not {extent}")
         variable = coordinate_name(side, name)
         index = _part(tile, math.prod(grid.shape[i + 1 :]), grid.shape[i], outermost=i == 0)
         index_name = f"{variable}_tile" if step > 1 and grid.blocks[i] > 1 else ""
         if index_name:
             blocks = grid.blocks[i]
-            first = f"{index_name} // {blocks} + {index_name} % {blocks} * {size * step}"
-        elif step > 1 or size == 1 or index == "0":
+            first = f"{index_name} // {blocks} + {index_name} % {blocks} * {span}"
+        elif step > 1 or span == 1 or index == "0":
             first = index  # of one block the residue is all
         else:
-            first = f"{index} * {size}"
+            first = f"{index} * {span}"
         if start:
-            first = f"{first} - {-start}" if first != "0" else str(start)
-        lane = _part(f"{side}_lane", math.prod(grid.tile.size[i + 1 :]), size, outermost=i == 0)
+            shift = f" + {start}" if start > 0 else f" - {-start}"
+            first = f"{first}{shift}" if first != "0" else str(start)
+        place = _part(f"{side}_lane", math.prod(grid.tile.size[i + 1 :]), size, outermost=i == 0)
+        lane = f"{place} * {step}" if step > 1 else place
         if size == 1:
             lane = f"tl.zeros([BLOCK_{side.upper()}], tl.int32)"
-        elif step > 1:
-            lane = f"{lane} * {step}"
-        ragged = extent % (size * step) != 0 or start != 0
-        bounds = [f"{variable} >= 0"] if start else []
-        bounds.append(f"{variable} < {extent}")
+        lane_name = lane if lane == f"{side}_lane" else f"{side}_lane_{name}"
+        bounds = []
+        if pitch < size:
+            bounds.append(f"{place} < {pitch}" if side == "q" else f"{lane_name} < {pitch * step}")
+        if start < 0:
+            bounds.append(f"{variable} >= 0")
+        if extent % span or start < 0:
+            bounds.append(f"{variable} < {start + extent if wraps else extent}")
         clamp = f"tl.minimum({variable}, {extent - 1})"
-        clamp = f"tl.maximum({clamp}, 0)" if start else clamp
+        clamp = f"tl.maximum({clamp}, 0)" if start < 0 else clamp
         found.append(
             Axis(
                 name=variable,
@@ -83,9 +94,11 @@ def axes_of(side: str, names: tuple[str, ...], grid: Grid, tile: str, indexing: 
                 first=first,
                 value=lane if first == "0" else f"{first} + {lane}",
                 lane=lane,
-                lane_name=lane if lane == f"{side}_lane" else f"{side}_lane_{name}",
-                inside=tuple(bounds) if ragged else (),
-                clamp=clamp if ragged and indexing else "",
+                lane_name=lane_name,
+                inside=tuple(bounds),
+                wrap=f"{variable} % {extent}" if wraps else "",
+                first_wrap=f"{variable}_first % {extent}" if wraps else f"{variable}_first",
+                clamp=clamp if bounds and indexing and not wraps else "",
             )
         )
     return found
@@ -97,7 +110,7 @@ def coordinate_name(side: str, axis: str) -> str:
 
 
 def all_of(axes: list[Axis]) -> str:
-    """That lanes are inside the extents of several axes; "" where proved."""
+    """That lanes hold tokens, on each of several axes; "" where proved."""
     parts = [part for a in axes for part in a.inside]
     return parts[0] if len(parts) == 1 else " & ".join(f"({part})" for part in parts)
 

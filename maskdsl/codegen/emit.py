@@ -86,6 +86,7 @@ class Emission:
         self.value = Dim(spec.value_dim, lanes[1], "dims" if same else "value_dims")
         self.arrays = dict(sorted(self.printed.arrays.items()))
         self.q_inside = all_of(self.q_axes)
+        loops = self._loops()
         self.context: dict[str, Any] = {
             "kernel": self.kernel,
             "title": f"Forward attention for the pattern `{plan.name}`, emitted by MaskDSL.",
@@ -112,11 +113,12 @@ class Emission:
             "q_axes": self.q_axes,
             "k_axes": self.k_axes,
             "q_token": token([a.name for a in self.q_axes], q_grid, "tl.int64"),
-            "k_token": token([a.first_name for a in self.k_axes], k_grid, "tl.int64"),
+            "k_token": token([a.first_wrap for a in self.k_axes], k_grid, "tl.int64"),
+            "k_lane_token": token([a.name for a in self.k_axes], k_grid, "tl.int64"),
             "lane_token": lane_token(self.k_axes, k_grid),
             "lane_span": lane_span(k_grid),
-            "token_step": k_grid.tile.size[-1] * k_grid.tile.step[-1],
-            "coordinate_step": k_grid.tile.size[-1] * k_grid.tile.step[-1],
+            "token_step": k_grid.tile.span[-1],
+            "coordinate_step": k_grid.tile.span[-1],
             "q_inside": self.q_inside,
             "q_mask": mask_of(self.q_inside and "q_inside", self.head),
             "out_mask": mask_of(self.q_inside and "q_inside", self.value),
@@ -126,7 +128,8 @@ class Emission:
             "score": self._score(),
             "precision": ', input_precision="ieee"' if spec.dtype == "float32" else "",
             "may_be_empty": not self.walk.certain,
-            "loops": self._loops(),
+            "loops": loops,
+            "offsets": any(not x.addresses for x in loops),
             "l2_bytes": L2_BYTES,
             "walk_note": "" if self.walk.tables() else " (none are needed)",
             "options": self._options(*settings),

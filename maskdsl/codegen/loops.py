@@ -44,6 +44,7 @@ class Loop:
     keep: list[str]
     masked: bool
     depth: int  # indentation of the run
+    addresses: bool  # whether each lane's address is worked out: where lanes wrap
 
 
 def loop_of(
@@ -54,7 +55,12 @@ def loop_of(
     roots = [r for r in printed.roots if partial or r != "keep"]
     run, key, pair = (printed.of(s, *roots) for s in (Stage.RUN, Stage.KEY, Stage.PAIR))
     texts = " ".join([*(s.text for s in run + key + pair), *(printed.roots[r].text for r in roots)])
-    used = [a for a in k_axes if re.search(rf"\b{a.name}\b", texts) or (partial and a.inside)]
+    addresses = partial and any(a.wrap for a in k_axes)
+    used = [
+        a
+        for a in k_axes
+        if addresses or re.search(rf"\b{a.name}\b", texts) or (partial and a.inside)
+    ]
     last = k_axes[-1]
     run_axes = [a for a in used if a is not last]
     run_inside, k_inside = (all_of(x) if partial else "" for x in (run_axes, [last]))
@@ -78,6 +84,7 @@ def loop_of(
         keep=_keep(printed, inside, depth + 4) if partial else [],
         masked=bool(inside or "keep" in roots),
         depth=depth,
+        addresses=addresses,
     )
 
 

@@ -121,8 +121,8 @@ def _visits(row: np.ndarray, first: np.ndarray, count: np.ndarray, rows: int) ->
 def cut(
     grid: Grid, row: np.ndarray, first: np.ndarray, count: np.ndarray, full: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Runs cut where a residue class of the last axis ends; full tiles that cross an edge made
-    partial.
+    """Runs cut where a residue class of the last axis ends or the axis wraps; full tiles with lanes
+    that hold no token, or tokens of both ends of an axis, made partial.
     """
     line = grid.shape[-1]
     edges = [_crossing(grid, axis) for axis in range(len(grid.shape))]
@@ -133,8 +133,9 @@ def cut(
     last = first % line
     before = np.concatenate([[0], np.cumsum(edges[-1])])
     crosses = full & (before[last + count] > before[last])
-    residues = last // grid.blocks[-1] != (last + count - 1) // grid.blocks[-1]
-    todo = crosses | residues
+    turns = _turns(grid)
+    turned = np.cumsum(turns)
+    todo = crosses | (turned[last + count - 1] > turned[last])
     if not todo.any():
         return row, first, count, full
     run = np.repeat(np.flatnonzero(todo), count[todo])
@@ -143,9 +144,7 @@ def cut(
     tile = first[run] + step
     whole = full[run] & ~edges[-1][tile % line]
     starts = np.ones(len(run), dtype=bool)
-    starts[1:] = (
-        (run[1:] != run[:-1]) | (whole[1:] != whole[:-1]) | (tile[1:] % line % grid.blocks[-1] == 0)
-    )
+    starts[1:] = (run[1:] != run[:-1]) | (whole[1:] != whole[:-1]) | turns[tile[1:] % line]
     heads = np.flatnonzero(starts)
     lengths = np.diff(np.append(heads, len(run)))
     kept = ~todo
@@ -157,10 +156,34 @@ def cut(
     )
 
 
-def _crossing(grid: Grid, axis: int) -> np.ndarray:
-    """Which tiles of an axis have lanes outside the space: bool (tiles of the axis,)."""
-    size, step = grid.tile.size[axis], grid.tile.step[axis]
+def _first_places(grid: Grid, axis: int) -> np.ndarray:
+    """Of lane 0 of each tile of an axis, from the first tile's: int64 (tiles of the axis,)."""
     residue, block = np.divmod(np.arange(grid.shape[axis]), grid.blocks[axis])
-    low = grid.starts[axis] + residue + step * block * size
-    crossing: np.ndarray = (low < 0) | (low + step * (size - 1) >= grid.extents[axis])
+    places: np.ndarray = residue + block * grid.tile.span[axis]
+    return places
+
+
+def _crossing(grid: Grid, axis: int) -> np.ndarray:
+    """Which tiles of an axis have lanes that hold no token, or tokens of both ends: bool (tiles of
+    the axis,).
+    """
+    size, step, extent = (x[axis] for x in (grid.tile.size, grid.tile.step, grid.extents))
+    place = _first_places(grid, axis)
+    low = grid.starts[axis] + place
+    if grid.tile.pitch[axis] < size:
+        return np.ones(len(place), dtype=bool)
+    crossing: np.ndarray = (low < 0) | (low + step * (size - 1) >= extent)
+    if grid.tile.wrap[axis]:
+        crossing = (low % extent + step * (size - 1) >= extent) | (
+            place + step * (size - 1) >= extent
+        )
     return crossing
+
+
+def _turns(grid: Grid) -> np.ndarray:
+    """At which tiles of the last axis coordinates do not go on from the tile before: bool."""
+    turns = np.arange(grid.shape[-1]) % grid.blocks[-1] == 0
+    if grid.tile.wrap[-1]:
+        rounds = (grid.starts[-1] + _first_places(grid, -1)) // grid.extents[-1]
+        turns[1:] |= rounds[1:] != rounds[:-1]
+    return turns

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from maskdsl.ir import bounds
+from maskdsl.ir import bounds, integers
 from maskdsl.ir.box import Bound, combine_keys
-from maskdsl.ir.nodes import Node
+from maskdsl.ir.integers import integer
+from maskdsl.ir.nodes import Node, postorder
+from maskdsl.ir.rewrite import substitute
 from maskdsl.planner.tiles import Grid
 
 EMPTY, FULL, PARTIAL, MIXED, OUTSIDE = 0, 1, 2, 3, 4
@@ -18,13 +20,15 @@ EMPTY, FULL, PARTIAL, MIXED, OUTSIDE = 0, 1, 2, 3, 4
 
 @dataclass(frozen=True)
 class Digit:
-    """One part of a coordinate: which residue ("r") or which place in its class ("j")."""
+    """One part of a coordinate: which residue ("r"), which place in its class ("j"), and, where a
+    tile's pitch is not its size, which lane of the tile ("l"): then "j" goes from tile to tile.
+    """
 
     side: str
     axis: int
     part: str
-    unit: int  # places of one tile
-    width: int  # of the root, in places: a power of two of units
+    unit: int  # of one tile
+    width: int  # of the root: a power of two of units
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,15 @@ class Side:
 
 
 class Space:
-    """All pairs of a pattern under two grids of tiles.
+    """All pairs of a pattern under two grids of tiles, in places rather than coordinates where
+    tiles wrap.
 
     A box is a row of `starts`, one place per digit, all boxes of a level having the same `widths`.
     """
 
     def __init__(self, keep: Node, queries: Side, keys: Side) -> None:
-        self.keep = keep
-        self.sides = (queries, keys)
+        self.keep = _unrolled(keep, queries, keys)
+        self.sides = tuple(replace(s, grid=s.grid.unrolled) for s in (queries, keys))
         self.digits = tuple(d for side in self.sides for d in _digits(side))
 
     @cached_property
@@ -56,6 +61,13 @@ class Space:
     def tile_widths(self) -> np.ndarray:
         """Of a pair of tiles: int64 (digits,)."""
         return np.array([d.unit for d in self.digits], dtype=np.int64)
+
+    @cached_property
+    def pair_widths(self) -> np.ndarray:
+        """Of a single pair: int64 (digits,)."""
+        laned = {(d.side, d.axis) for d in self.digits if d.part == "l"}
+        places = [(d.side, d.axis) in laned and d.part == "j" for d in self.digits]
+        return np.where(places, self.tile_widths, 1)
 
     def side(self, digit: Digit) -> Side:
         return self.sides[0 if digit.side == "q" else 1]
@@ -73,28 +85,40 @@ class Space:
         for side in self.sides:
             for axis, name in enumerate(side.axes):
                 r = self._digit(side.name, axis, "r")
-                j = self._digit(side.name, axis, "j")
                 grid = side.grid
                 step, start, extent = grid.tile.step[axis], grid.starts[axis], grid.extents[axis]
+                first, end = self._places(starts, widths, side, axis)
                 r_low = starts[:, r]
                 r_high = np.minimum(r_low + widths[r], step) - 1
-                j_low = np.maximum(starts[:, j], -((start + r_high) // step))
-                j_high = np.minimum(
-                    starts[:, j] + widths[j], (extent - 1 - start - r_low) // step + 1
-                )
+                j_low = np.maximum(first, -((start + r_high) // step))
+                j_high = np.minimum(end, (extent - 1 - start - r_low) // step + 1)
                 inside &= (r_high >= r_low) & (j_high > j_low)
                 width, residues = np.maximum(j_high - j_low, 1), np.maximum(r_high - r_low + 1, 1)
                 varying = {
                     (side.name, axis, "r"): (1, residues),
                     (side.name, axis, "j"): (step, width),
                 }
-                first = start + r_low + step * j_low
-                coordinates[side.name, name] = bounds.lanes(first, varying, size)
-                columns += [j_low - starts[:, j], width]
+                at = start + r_low + step * j_low
+                coordinates[side.name, name] = bounds.lanes(at, varying, size)
+                columns += [j_low - first, width]
                 if widths[r] > 1:  # which residues are ragged depends on where they are
                     columns += [r_low, residues]
                 pairs *= width
         return coordinates, inside, pairs, columns
+
+    def _places(
+        self, starts: np.ndarray, widths: np.ndarray, side: Side, axis: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The half-open range of places of boxes on an axis, within their residue classes."""
+        j = self._digit(side.name, axis, "j")
+        pitch, size = side.grid.tile.pitch[axis], side.grid.tile.size[axis]
+        if pitch == size:
+            return starts[:, j], starts[:, j] + widths[j]
+        lane = self._digit(side.name, axis, "l")
+        if widths[lane] == size:
+            return starts[:, j], starts[:, j] + widths[j]
+        ends = np.minimum(starts[:, lane] + widths[lane], pitch)
+        return starts[:, j] + starts[:, lane], starts[:, j] + ends
 
     def _digit(self, side: str, axis: int, part: str) -> int:
         return next(
@@ -124,7 +148,9 @@ class Space:
     def tile_ranges(
         self, starts: np.ndarray, widths: np.ndarray
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Per digit, the half-open range of residues or blocks of tiles, clipped to the grid."""
+        """Per digit, the half-open range of residues or blocks of tiles, clipped to the grid; of
+        boxes of whole tiles.
+        """
         ranges = []
         for i, d in enumerate(self.digits):
             grid = self.side(d).grid
@@ -133,7 +159,11 @@ class Space:
             if d.part == "r":
                 ranges.append((low, np.minimum(high, step)))
                 continue
-            r = starts[:, i - 1] if widths[i - 1] == 1 else 0
+            if d.part == "l":  # a tile's lanes stay together
+                ranges.append((np.zeros_like(low), np.ones_like(low)))
+                continue
+            residue = self._digit(d.side, d.axis, "r")
+            r = starts[:, residue] if widths[residue] == 1 else 0
             low = np.maximum(low, -((start + r) // step)) // d.unit
             high = np.minimum(high, (extent - 1 - start - r) // step + 1)
             ranges.append((low, -(-high // d.unit)))
@@ -152,7 +182,11 @@ class Space:
         found = []
         for axis in range(len(side.axes)):
             r = boxes[:, self._digit(side.name, axis, "r")][:, None]
-            j = boxes[:, self._digit(side.name, axis, "j")][:, None] + lanes[axis][None, :]
+            lane = lanes[axis][None, :]
+            if grid.tile.pitch[axis] != grid.tile.size[axis]:
+                lane = lane + boxes[:, self._digit(side.name, axis, "l")][:, None]
+                inside &= lane < grid.tile.pitch[axis]
+            j = boxes[:, self._digit(side.name, axis, "j")][:, None] + lane
             c = grid.starts[axis] + r + grid.tile.step[axis] * j
             clipped = np.clip(c, 0, grid.extents[axis] - 1)  # bounds of nodes hold inside only
             inside &= c == clipped
@@ -162,9 +196,30 @@ class Space:
 
 def _digits(side: Side) -> list[Digit]:
     found = []
+    tile = side.grid.tile
     for axis in range(len(side.axes)):
-        size, step = side.grid.tile.size[axis], side.grid.tile.step[axis]
-        blocks = side.grid.blocks[axis]
+        size, step, pitch = tile.size[axis], tile.step[axis], tile.pitch[axis]
         found.append(Digit(side.name, axis, "r", 1, 1 << (step - 1).bit_length()))
-        found.append(Digit(side.name, axis, "j", size, size << (blocks - 1).bit_length()))
+        if pitch != size:
+            found.append(Digit(side.name, axis, "l", size, size))
+        width = pitch << (side.grid.blocks[axis] - 1).bit_length()
+        found.append(Digit(side.name, axis, "j", pitch, width))
     return found
+
+
+def _unrolled(keep: Node, *sides: Side) -> Node:
+    """In terms of places: a coordinate on an axis that wraps is (place + start) % extent."""
+    rolled = {
+        (side.name, name): (start, extent)
+        for side in sides
+        for name, start, extent, wrap in zip(
+            side.axes, side.grid.starts, side.grid.extents, side.grid.tile.wrap, strict=True
+        )
+        if wrap and start
+    }
+    leaves = {}
+    for node in postorder(keep) if rolled else ():
+        if node.op == "coord" and node.value in rolled:
+            start, extent = rolled[node.value]
+            leaves[node] = integers.mod(integers.add(node, integer(start)), integer(extent))
+    return substitute(keep, leaves) if leaves else keep

@@ -141,7 +141,7 @@ def _product(
     for i, d in enumerate(tree.space.digits):
         grid = tree.space.side(d).grid
         low, high = ranges[i]
-        radix = grid.tile.step[d.axis] if d.part == "r" else grid.blocks[d.axis]
+        radix = {"r": grid.tile.step, "l": (1,) * (d.axis + 1), "j": grid.blocks}[d.part][d.axis]
         flat[d.side] = flat[d.side] * radix + low
         width = high - low
         if i == len(tree.space.digits) - 1:

@@ -69,8 +69,8 @@ class Tree:
     """
 
     def __init__(self, keep: Node, queries: Side, keys: Side) -> None:
-        self.keep = keep
         self.space = space = Space(keep, queries, keys)
+        self.keep = space.keep
         self.varies = any(
             (n.op == "load" and n.value.is_input) or n.op in VARYING for n in postorder(keep)
         )
@@ -112,11 +112,11 @@ class Tree:
         """Which digits to halve, step by step: residues first, axis by axis, both sides at once."""
         steps: list[list[int]] = []
         names = dict.fromkeys(a for side in self.space.sides for a in side.axes)
-        for part, name in itertools.product("rj", names):
+        for parts, name in itertools.product(("r", "jl"), names):
             todo = {
                 i: int(start[i] // stop[i]).bit_length() - 1
                 for i, d in enumerate(self.space.digits)
-                if d.part == part and self.space.side(d).axes[d.axis] == name
+                if d.part in parts and self.space.side(d).axes[d.axis] == name
             }
             for left in range(max(todo.values(), default=0), 0, -1):
                 steps.append([i for i, halvings in todo.items() if halvings >= left])
@@ -167,7 +167,7 @@ class Tree:
     def _resolve_by_boxes(self, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Split tiles further, down to single pairs."""
         widths = self.space.tile_widths
-        boxes, levels = self._grow(tiles, widths, np.ones_like(widths), MAX_INNER)
+        boxes, levels = self._grow(tiles, widths, self.space.pair_widths, MAX_INNER)
         kind, pairs = self._resolve_by_pairs(boxes, 1)
         none = np.zeros_like(pairs)
         top = self._collapse(levels, Summary(kind, pairs, none, none))[0]

@@ -159,9 +159,13 @@ def _corners(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     edges = []
     for axis, index in enumerate(np.unravel_index(tiles, grid.shape)):
         residue, block = np.divmod(index, grid.blocks[axis])
-        size, step, extent = (x[axis] for x in (grid.tile.size, grid.tile.step, grid.extents))
-        first = grid.starts[axis] + residue + step * size * block
+        pitch, step, extent = (x[axis] for x in (grid.tile.pitch, grid.tile.step, grid.extents))
+        place = residue + step * pitch * block
+        first = grid.starts[axis] + place
+        if grid.tile.wrap[axis]:
+            edges.append(np.minimum(pitch, -(-(extent - place) // step)))
+            first = first % extent
         flat = flat * extent + first
         edges.append(np.maximum(0, -(first // step)))
-        edges.append(np.minimum(size, -(-(extent - first) // step)))
+        edges.append(np.minimum(pitch, -(-(extent - first) // step)))
     return flat, combine_keys(np.uint64(3), edges).view(np.int64)

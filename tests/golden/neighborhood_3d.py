@@ -86,8 +86,8 @@ def natten_forward(
     q_t = tile // 66 * 2 + q_lane // 64
     q_h = tile // 11 % 6 * 8 + q_lane // 8 % 8
     q_w = tile % 11 * 8 + q_lane % 8
-    q_token = ((q_t * 48 + q_h) * 81 + q_w).to(tl.int64)
     q_inside = q_w < 81
+    q_token = ((q_t * 48 + q_h) * 81 + q_w).to(tl.int64)
     dims = tl.arange(0, 128).to(OFFSETS)
     q_base = q_ptr + batch.to(tl.int64) * q_strides[0] + head.to(tl.int64) * q_strides[1]
     q_offsets = q_token[:, None] * q_strides[2] + dims[None, :] * q_strides[3]
