@@ -79,7 +79,9 @@ def odd_tile(rng: np.random.Generator, tile: Tile) -> Tile:
     """The same tile with lanes left empty and axes that wrap, on some axes."""
     pitch = tuple(int(rng.integers(1, n + 1)) if rng.random() < 0.5 else n for n in tile.size)
     wrap = tuple(bool(rng.random() < 0.5) for _ in tile.size)
-    origin = tuple(int(rng.integers(-20, 20)) if w else o for o, w in zip(tile.origin, wrap))
+    origin = tuple(
+        int(rng.integers(-20, 20)) if w else o for o, w in zip(tile.origin, wrap, strict=True)
+    )
     return Tile(tile.size, tile.step, origin, pitch, wrap)
 
 

@@ -182,7 +182,7 @@ def _crossing(grid: Grid, axis: int) -> np.ndarray:
 
 def _turns(grid: Grid) -> np.ndarray:
     """At which tiles of the last axis coordinates do not go on from the tile before: bool."""
-    turns = np.arange(grid.shape[-1]) % grid.blocks[-1] == 0
+    turns: np.ndarray = np.arange(grid.shape[-1]) % grid.blocks[-1] == 0
     if grid.tile.wrap[-1]:
         rounds = (grid.starts[-1] + _first_places(grid, -1)) // grid.extents[-1]
         turns[1:] |= rounds[1:] != rounds[:-1]
