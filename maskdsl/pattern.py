@@ -25,9 +25,10 @@ from maskdsl.language.library import read, standard_functions
 from maskdsl.language.params import MAX_HEADS
 from maskdsl.language.parse import parse_text
 from maskdsl.language.scope import Bindings
-from maskdsl.planner import Plan, TilesLike, make_plan
+from maskdsl.planner import Cost, Plan, TilesLike, make_plan, plain_plan, work
 from maskdsl.planner.coarse import Vote, blocks_kept
 from maskdsl.planner.failures import raise_failures
+from maskdsl.planner.layout import kernel_lanes, pair
 
 BLOCKS = "coarse_blocks"  # the table of a coarsened mask
 
@@ -273,20 +274,35 @@ class Mask:
         arrays = arrays_of(program.inputs, inputs, whole("batch", batch, least=0))
         return scores(program, given, head, batch, first, arrays)
 
-    def plan(self, q_tile: TilesLike | None = None, kv_tile: TilesLike | None = None) -> Plan:
+    def plan(
+        self,
+        q_tile: TilesLike | None = None,
+        kv_tile: TilesLike | None = None,
+        *,
+        target: str | None = None,
+        head_dim: int = 128,
+        lanes: tuple[int, int] | int | None = None,
+        cost: Cost = work,
+    ) -> Plan:
         """Classify the tiles of queries and keys: sizes (powers of two) per axis, or `Tile`s; a
         sequence of them, one per segment, where there are several segments.
 
-        Without tiles: boxes of 64 lanes, as near to cubes as the extents allow. Raises PlanError.
+        Tiles not given are searched for: the cheapest by `cost` of those that the pattern suggests,
+        with `lanes` lanes (queries, keys): what suits kernels of `head_dim` on `target` (such as
+        "sm_90"), or 64 by 64 where no target is given. Raises PlanError.
         """
         if self.pattern.block is not None:
             q_tile, kv_tile = q_tile or self.pattern.block, kv_tile or self.pattern.block
-        return make_plan(self.closed(), self.pattern.source, q_tile, kv_tile)
+        if lanes is None:
+            lanes = (
+                (64, 64) if target is None else kernel_lanes(whole("head_dim", head_dim, least=1))
+            )
+        return make_plan(self.closed(), self.pattern.source, q_tile, kv_tile, pair(lanes), cost)
 
     @cached_property
     def pairs(self) -> int:
         """Exact number of allowed pairs over all heads. Raises BindError where an input decides."""
-        pairs = self.plan().pairs
+        pairs = plain_plan(self.closed(), self.pattern.source).pairs
         if pairs is None:
             raise BindError(f"the pairs of {self.pattern.name} are decided by its inputs")
         return pairs

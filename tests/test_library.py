@@ -14,6 +14,7 @@ import oracles
 import pytest
 import torch
 from grid_cases import CASES  # those of library_cases too
+from library_sizes import bindings
 
 import maskdsl
 from maskdsl import tables
@@ -131,64 +132,7 @@ def test_every_pattern_has_an_oracle_and_a_source() -> None:
 
 
 N = 16_384
-IMAGE = {"y": 128, "x": 128}
-VIDEO = {"t": 16, "y": 32, "x": 32}
-FRAMES = {"t": 16, "s": 1024}
-
-# What to bind and the tile, 16K tokens each; the other files are bound to `n` alone.
-SIZES: dict[str, tuple[dict[str, Any], Any]] = {
-    "alibi": ({"n": N, "heads": 8}, 64),
-    "alternating": ({"n": N, "layer": 0}, 64),
-    "axial": ({**IMAGE, "along": 1}, (8, 8)),
-    "bigbird": ({"n": N, "size": 128}, 64),
-    "block": ({**IMAGE, "size": (7, 7)}, (8, 8)),
-    "block_diffusion": ({"n": N // 2, "size": 64}, (64, 64)),
-    "blocks": ({"n": N, "size": 1000}, 64),
-    "chunked": ({"n": N, "size": 2048}, 64),
-    "dilated": ({"n": N, "window": 64, "dilation": 8}, 64),
-    "distance_decay": ({"n": N, "heads": 8}, 64),
-    "fixed": ({"n": N, "heads": 4, "groups": 4}, 64),
-    "full": ({"n": N}, 64),
-    "grid": ({**IMAGE, "count": (8, 8)}, (8, 8)),
-    "local": ({"n": N, "left": 500, "right": 300}, 64),
-    "longnet": ({"n": N, "segment": 2048, "rate": 4, "heads": 4}, 64),
-    "natten1d": ({"x": N, "window": 255}, 64),
-    "natten2d": (
-        {**IMAGE, "window": (13, 13), "stride": (1, 1), "dilation": (1, 1), "causal": (False,) * 2},
-        (8, 8),
-    ),
-    "natten3d": (
-        {**VIDEO, "window": (5, 9, 9), "stride": (1,) * 3, "dilation": (1,) * 3,
-         "causal": (False,) * 3}, (4, 4, 4),
-    ),
-    "overlapping": (IMAGE, (8, 8)),
-    "prefix_lm": ({"n": N, "prefix": 1000}, 64),
-    "radial": (FRAMES, (1, 64)),
-    "relative_bias": ({"n": N, "heads": 8}, 64),
-    "s2_shard": ({"n": N, "heads": 4}, 64),
-    "shifted_groups": ({"n": N, "size": 2048, "heads": 8}, 64),
-    "shifted_wrap": ({**IMAGE, "window": (64, 64), "shift": (16, 16)}, (8, 8)),
-    "sink_logits": ({"n": N, "heads": 8}, 64),
-    "sliding_tile": (
-        {**VIDEO, "tile": (4, 4, 4), "window": [(3, 3, 3), (3, 5, 1)], "heads": 2}, (4, 4, 4),
-    ),
-    "sliding_window": ({"n": N, "window": 1024}, 64),
-    "sliding_tile:sliding_tile_text": (
-        {**VIDEO, "p": 226, "tile": (4, 4, 4), "window": [(3, 3, 3)]}, ((4, 4, 4), 64),
-    ),
-    "spatial_head": (FRAMES, (1, 64)),
-    "spatial_head:spatial_head_text": ({**FRAMES, "p": 226}, (64, (1, 64))),
-    "strided": ({"n": N, "heads": 4}, 64),
-    "stripe": ({**IMAGE, "width": 7, "heads": 4}, (8, 8)),
-    "swin": ({**IMAGE, "window": (8, 8), "shift": (4, 4)}, (8, 8)),
-    "swin:swin3d": ({**VIDEO, "window": (8, 7, 7), "shift": (4, 3, 3)}, (4, 4, 4)),
-    "temporal_head": (FRAMES, (4, 16)),
-    "temporal_head:temporal_head_text": ({**FRAMES, "p": 226}, (64, (4, 16))),
-    "vertical_slash": (
-        {"n": N, "vertical": np.arange(N)[None] % 1000 == 7, "slash": np.arange(N)[None] < 1024},
-        64,
-    ),
-}  # fmt: skip
+SIZES = bindings(N)
 TIMED = sorted({*FILES, *SIZES})
 
 

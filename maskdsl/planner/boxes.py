@@ -101,8 +101,10 @@ class Space:
                 at = start + r_low + step * j_low
                 coordinates[side.name, name] = bounds.lanes(at, varying, size)
                 columns += [j_low - first, width]
-                if widths[r] > 1:  # which residues are ragged depends on where they are
-                    columns += [r_low, residues]
+                if widths[r] > 1:
+                    columns.append(residues)
+                    if extent % step or start % step:  # some residues are shorter than others
+                        columns.append(r_low)
                 pairs *= width
         return coordinates, inside, pairs, columns
 

@@ -15,7 +15,7 @@ from maskdsl.ir.nodes import Node
 from maskdsl.ir.program import Block, Program
 from maskdsl.ir.rewrite import substitute
 from maskdsl.planner.boxes import Side
-from maskdsl.planner.plan import head_patterns
+from maskdsl.planner.build import head_patterns
 from maskdsl.planner.rows import Placed, shapes
 from maskdsl.planner.tiles import Grid, Tile
 from maskdsl.planner.tree import Tree

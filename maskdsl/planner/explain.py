@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from maskdsl.planner.layout import PARTIAL_COST, Layout
 from maskdsl.planner.tiles import Grid
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ def explain(plan: Plan) -> str:
         f"tile pairs: {counts.full:,} full, {counts.partial:,} partial, {counts.empty:,} "
         f"empty; {plan.density:.2%} are visited",
     ]
+    for layout in plan.layouts:
+        lines += _searched(layout)
     for c in plan.head_classes:
         full, partial = c.runs.counts()
         work = full + partial
@@ -32,6 +35,27 @@ def explain(plan: Plan) -> str:
     proved = [name for name, holds in plan.proofs.items() if holds]
     lines.append("proved: " + (", ".join(proved) or "nothing"))
     return "\n".join(lines)
+
+
+def _searched(layout: Layout) -> list[str]:
+    """What the layout search looked at, and why its choice won."""
+    if not layout.tried:
+        return ["layout: nothing in the pattern speaks for other tiles than the plain ones"]
+    best = layout.tried[0]
+    lines = [
+        f"layout: {layout.proposed:,} choices of tiles looked at, {len(layout.tried)} of them "
+        f"{'classified' if best.counted else 'sampled, for the pattern is irregular'}:"
+    ]
+    for c in layout.tried:
+        ratio = (c.full + PARTIAL_COST * c.partial) / max(
+            best.full + PARTIAL_COST * best.partial, 1
+        )
+        verdict = "chosen" if c is best else f"{ratio * c.area / best.area:.2f} times its work"
+        lines.append(
+            f"  {c.q_tile} by {c.kv_tile}: {c.full:,.0f} full, {c.partial:,.0f} partial a head; "
+            f"{verdict}"
+        )
+    return lines
 
 
 def _tile_text(grids: tuple[Grid, ...]) -> str:

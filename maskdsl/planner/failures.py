@@ -15,7 +15,7 @@ from maskdsl.ir.nodes import Node
 from maskdsl.ir.program import Block, Program
 from maskdsl.ir.rewrite import certainly
 from maskdsl.planner.boxes import Side
-from maskdsl.planner.plan import head_patterns
+from maskdsl.planner.build import head_patterns
 from maskdsl.planner.rows import Placed, unfold
 from maskdsl.planner.tiles import Grid, default_tile
 from maskdsl.planner.tree import Tree
@@ -37,11 +37,11 @@ def raise_failures(program: Program) -> None:
 
 
 def _raise_one(program: Program, block: Block, condition: Node, head: int) -> None:
-    sides = [
+    q, k = sides = [
         Side(name, tuple(a for a, _ in s.axes), Grid(default_tile(s.shape), s.shape))
         for name, s in (("q", block.queries), ("k", block.keys))
     ]
-    tree = Tree(condition, *sides)
+    tree = Tree(condition, q, k)
     if not tree.certain:
         return
     runs = unfold([Placed(tree, 0, 0)], sides[0].grid.count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,14 +10,12 @@ from functools import cached_property
 import numpy as np
 
 from maskdsl.errors import PlanError
-from maskdsl.ir.integers import integer
 from maskdsl.ir.nodes import Node, postorder
-from maskdsl.ir.program import Program, Segment
-from maskdsl.ir.rewrite import substitute
-from maskdsl.planner.boxes import Side
+from maskdsl.ir.program import Program
 from maskdsl.planner.explain import explain
+from maskdsl.planner.layout import Layout
 from maskdsl.planner.rows import Placed, Runs, unfold
-from maskdsl.planner.tiles import Grid, Tile, default_tile
+from maskdsl.planner.tiles import Grid, Tile
 from maskdsl.planner.tree import Tree
 
 MAX_TILES = 2**31  # per side: tile numbers fit 32 bits
@@ -79,6 +76,7 @@ class Plan:
     """For each query tile, the key tiles to visit and their kind.
 
     q_grids, kv_grids: the grid of tiles of each segment; tiles are numbered segment after segment.
+    layouts: what the layout search looked at, per segment, where it chose the tiles.
     """
 
     program: Program
@@ -86,6 +84,7 @@ class Plan:
     q_grids: tuple[Grid, ...]
     kv_grids: tuple[Grid, ...]
     head_classes: tuple[HeadClass, ...]
+    layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -239,78 +238,6 @@ class Plan:
     def explain(self) -> str:
         """What was proved, how each row is walked, and why."""
         return explain(self)
-
-
-TileLike = Tile | Sequence[int] | int
-TilesLike = TileLike | Sequence[TileLike]
-
-
-def make_plan(
-    program: Program,
-    source: str,
-    q_tile: TilesLike | None = None,
-    kv_tile: TilesLike | None = None,
-) -> Plan:
-    """Classify all tiles. Raises PlanError for tiles that do not fit and patterns that are too
-    irregular.
-    """
-    q_grids = _grids(program.queries, q_tile)
-    kv_grids = _grids(program.keys, kv_tile)
-    starts = [
-        tuple(itertools.accumulate((g.count for g in grids), initial=0))
-        for grids in (q_grids, kv_grids)
-    ]
-    sides = [
-        [Side(name, tuple(a for a, _ in s.axes), g) for s, g in zip(segments, grids, strict=True)]
-        for name, segments, grids in (
-            ("q", program.queries, q_grids),
-            ("k", program.keys, kv_grids),
-        )
-    ]
-    keeps = tuple(tuple(b.keep for b in row) for row in program.blocks)
-    classes = []
-    for heads, patterns in head_patterns(program, keeps):
-        trees = tuple(
-            tuple(Tree(keep, q, k) for keep, k in zip(row, sides[1], strict=True))
-            for row, q in zip(patterns, sides[0], strict=True)
-        )
-        classes.append(HeadClass(heads, patterns, trees, *starts))
-    return Plan(program, source, q_grids, kv_grids, tuple(classes))
-
-
-def _grids(segments: Sequence[Segment], tiles: TilesLike | None) -> tuple[Grid, ...]:
-    """A grid per segment, of the tiles given: one for each segment where there are several."""
-    if tiles is None:
-        given: list[TileLike | None] = [None] * len(segments)
-    elif len(segments) == 1:
-        given = [tiles]  # type: ignore[list-item]
-    elif not isinstance(tiles, Sequence) or len(tiles) != len(segments):
-        raise PlanError(f"{len(segments)} segments need a tile each, as in [(4, 8, 4), 64]")
-    else:
-        given = list(tiles)
-    grids = []
-    for segment, tile in zip(segments, given, strict=True):
-        chosen = default_tile(segment.shape) if tile is None else Tile.of(tile, len(segment.axes))
-        grids.append(Grid(chosen, segment.shape))
-    if sum(g.count for g in grids) > MAX_TILES:
-        raise PlanError(f"more than {MAX_TILES} tiles; take larger ones")
-    return tuple(grids)
-
-
-Patterns = tuple[tuple[Node, ...], ...]
-
-
-def head_patterns(program: Program, roots: Patterns) -> list[tuple[tuple[int, ...], Patterns]]:
-    """(heads, their pattern): the expressions of each head, equal heads together."""
-    reads = [n for n in postorder(*(x for row in roots for x in row)) if n.op == "head"]
-    if not reads:
-        return [(tuple(range(program.heads)), roots)]
-    classes: dict[Patterns, list[int]] = {}
-    for h in range(program.heads):
-        one = {reads[0]: integer(h)}
-        key = tuple(tuple(substitute(x, one) for x in row) for row in roots)
-        classes.setdefault(key, []).append(h)
-    return [(tuple(heads), key) for key, heads in classes.items()]
 
 
 def _tile_number(index: int | Sequence[int], shape: tuple[int, ...], what: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from maskdsl.errors import PlanError
-from maskdsl.ir.program import Segment
 
 MAX_LANES = 4096
 
@@ -116,12 +114,6 @@ def default_tile(extents: tuple[int, ...], lanes: int = 64) -> Tile:
     while math.prod(size) < 16:  # a matrix product needs 16 rows
         size[-1] *= 2
     return Tile(tuple(size))
-
-
-def default_tiles(segments: Sequence[Segment], lanes: int) -> Tile | tuple[Tile, ...]:
-    """Default tiles of a space: one, or one per segment."""
-    tiles = tuple(default_tile(s.shape, lanes) for s in segments)
-    return tiles if len(tiles) > 1 else tiles[0]
 
 
 @dataclass(frozen=True)

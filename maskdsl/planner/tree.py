@@ -65,15 +65,25 @@ class Tree:
     certain: number of pairs kept whatever the inputs hold; pairs: the same, or None where an input
     has a say.
     full, partial: numbers of tile pairs.
+    limit: undecided boxes of one level. rough: leave tiles that bounds do not decide as partial,
+    until `finish` looks inside them.
     Raises PlanError where a pattern is too irregular for its number of tiles.
     """
 
-    def __init__(self, keep: Node, queries: Side, keys: Side) -> None:
+    def __init__(
+        self,
+        keep: Node,
+        queries: Side,
+        keys: Side,
+        limit: int = MAX_BOXES,
+        rough: bool = False,
+    ) -> None:
         self.space = space = Space(keep, queries, keys)
         self.keep = space.keep
         self.varies = any(
             (n.op == "load" and n.value.is_input) or n.op in VARYING for n in postorder(keep)
         )
+        self.rough = False
         self.levels: list[Level] = []
         self.summaries: list[Summary] = []
         self.leaves = np.zeros((0, len(space.digits)), dtype=np.int64)
@@ -86,8 +96,23 @@ class Tree:
             self.full = int(tiles[0]) if self.root_kind == FULL else 0
             self.partial = 0
             return
-        self.leaves, self.levels = self._grow(root, space.widths, space.tile_widths, MAX_BOXES)
-        kind, inner = self._resolve(self.leaves)
+        self.leaves, self.levels = self._grow(root, space.widths, space.tile_widths, limit)
+        self.rough = rough
+        if rough:
+            count = len(self.leaves)
+            self._sum(np.full(count, PARTIAL, dtype=np.int8), np.zeros(count, dtype=np.int64))
+        else:
+            self._sum(*self._resolve(self.leaves))
+
+    def finish(self) -> Tree:
+        """This tree, its undecided tiles decided."""
+        if self.rough:
+            self.rough = False
+            self._sum(*self._resolve(self.leaves))
+        return self
+
+    def _sum(self, kind: np.ndarray, inner: np.ndarray) -> None:
+        """Counts and kinds of all boxes, from those of the undecided tiles."""
         full, partial = ((kind == k).astype(np.int64) for k in (FULL, PARTIAL))
         self.summaries = self._collapse(self.levels, Summary(kind, inner, full, partial))
         top = self.summaries[0]

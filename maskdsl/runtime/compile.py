@@ -15,7 +15,6 @@ from maskdsl.errors import BindError, CompileError, nearest
 from maskdsl.language.binding import real, whole
 from maskdsl.pattern import Mask, Pattern
 from maskdsl.planner import Plan, TilesLike
-from maskdsl.planner.tiles import default_tiles
 from maskdsl.runtime.boundary import DTYPES, Call, Shapes, check_call
 from maskdsl.runtime.reference import Reference
 from maskdsl.runtime.resources import Resources, resources
@@ -107,10 +106,8 @@ class Kernel:
         """The tiles to visit: those asked for, or the backend's default ones."""
         q_tile, kv_tile = self._tiles
         if self.backend == "triton":
-            keys = 128 if self.shapes.head_dim <= 64 else 64
-            program = self.mask.closed()
-            q_tile = q_tile or default_tiles(program.queries, 128)
-            kv_tile = kv_tile or default_tiles(program.keys, keys)
+            dim = max(self.shapes.head_dim, self.shapes.value_dim)
+            return self.mask.plan(q_tile, kv_tile, target=self.target, head_dim=dim)
         return self.mask.plan(q_tile, kv_tile)
 
     @property
