@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 from maskdsl.errors import PlanError
@@ -12,7 +11,7 @@ from maskdsl.ir.program import Program, Segment
 from maskdsl.ir.rewrite import substitute
 from maskdsl.planner.boxes import Side
 from maskdsl.planner.layout import Cost, Layout, Problem, Trees, search, work
-from maskdsl.planner.plan import HeadClass, Plan
+from maskdsl.planner.plan import Patterns, Plan, planned
 from maskdsl.planner.tiles import Grid, Tile, default_tile
 from maskdsl.planner.tree import Tree
 
@@ -46,28 +45,12 @@ def make_plan(
     for grids in (q_grids, kv_grids):
         if sum(g.count for g in grids) > MAX_TILES:
             raise PlanError(f"more than {MAX_TILES} tiles; take larger ones")
-    starts = [
-        tuple(itertools.accumulate((g.count for g in grids), initial=0))
-        for grids in (q_grids, kv_grids)
-    ]
-    sides = [
-        [Side(name, tuple(a for a, _ in s.axes), g) for s, g in zip(segments, grids, strict=True)]
-        for name, segments, grids in (
-            ("q", program.queries, q_grids),
-            ("k", program.keys, kv_grids),
-        )
-    ]
-    classes = []
-    for heads, keeps in patterns:
-        trees = tuple(
-            tuple(
-                made.pop((keep, q, k)).finish() if (keep, q, k) in made else Tree(keep, q, k)
-                for keep, k in zip(row, sides[1], strict=True)
-            )
-            for row, q in zip(keeps, sides[0], strict=True)
-        )
-        classes.append(HeadClass(heads, keeps, trees, *starts))
-    return Plan(program, source, q_grids, kv_grids, tuple(classes), layouts)
+
+    def grow(keep: Node, q: Side, k: Side) -> Tree:
+        tree = made.pop((keep, q, k), None)
+        return tree.finish() if tree else Tree(keep, q, k)
+
+    return planned(program, source, q_grids, kv_grids, patterns, grow, layouts)
 
 
 def plain_plan(program: Program, source: str) -> Plan:
@@ -119,9 +102,6 @@ def _searched(
         layouts.append(layout)
         made |= problem.trees
     return chosen, tuple(layouts), made
-
-
-Patterns = tuple[tuple[Node, ...], ...]
 
 
 def head_patterns(program: Program, roots: Patterns) -> list[tuple[tuple[int, ...], Patterns]]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from maskdsl.errors import PlanError
 from maskdsl.ir.nodes import Node, postorder
 from maskdsl.ir.program import Program
+from maskdsl.planner.boxes import Side
 from maskdsl.planner.explain import explain
 from maskdsl.planner.layout import Layout
 from maskdsl.planner.rows import Placed, Runs, unfold
+from maskdsl.planner.storage import GrowTree, pack, read, save, unpack
 from maskdsl.planner.tiles import Grid, Tile
 from maskdsl.planner.tree import Tree
-
-MAX_TILES = 2**31  # per side: tile numbers fit 32 bits
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,22 @@ class Plan:
     """
 
     program: Program
-    source: str
+    source: str = field(compare=False)
     q_grids: tuple[Grid, ...]
     kv_grids: tuple[Grid, ...]
     head_classes: tuple[HeadClass, ...]
     layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether programs, grids and head classes are equal: they decide every kind. The source
+        text, with its comments, does not count.
+        """
+        if not isinstance(other, Plan):
+            return False
+        return all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("program", "q_grids", "kv_grids", "head_classes")
+        )
 
     @property
     def name(self) -> str:
@@ -235,9 +248,63 @@ class Plan:
             tile -= grid.count
         raise PlanError(f"there is no tile {tile} past the last one")
 
+    def to_bytes(self) -> bytes:
+        """Everything of the plan, its kinds included. Raises PlanError where it is too large."""
+        return pack(self)
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Plan:
+        """The plan of `to_bytes`. Raises PlanError for bytes that are not a whole, unaltered plan
+        of this version.
+        """
+        return unpack(data, planned)
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_bytes` to a file. Raises PlanError."""
+        save(self, path)
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """The plan of a file. Raises PlanError, as `from_bytes` does."""
+        return Plan.from_bytes(read(path))
+
     def explain(self) -> str:
         """What was proved, how each row is walked, and why."""
         return explain(self)
+
+
+Patterns = tuple[tuple[Node, ...], ...]
+
+
+def planned(
+    program: Program,
+    source: str,
+    q_grids: tuple[Grid, ...],
+    kv_grids: tuple[Grid, ...],
+    patterns: Iterable[tuple[tuple[int, ...], Patterns]],
+    grow: GrowTree,
+    layouts: tuple[Layout, ...] = (),
+) -> Plan:
+    """The plan of each head class's (heads, pattern), its trees made by `grow`, in order."""
+    starts = [
+        tuple(itertools.accumulate((g.count for g in grids), initial=0))
+        for grids in (q_grids, kv_grids)
+    ]
+    sides = [
+        [Side(name, tuple(a for a, _ in s.axes), g) for s, g in zip(segments, grids, strict=True)]
+        for name, segments, grids in (
+            ("q", program.queries, q_grids),
+            ("k", program.keys, kv_grids),
+        )
+    ]
+    classes = []
+    for heads, keeps in patterns:
+        trees = tuple(
+            tuple(grow(keep, q, k) for keep, k in zip(row, sides[1], strict=True))
+            for row, q in zip(keeps, sides[0], strict=True)
+        )
+        classes.append(HeadClass(heads, keeps, trees, *starts))
+    return Plan(program, source, q_grids, kv_grids, tuple(classes), layouts)
 
 
 def _tile_number(index: int | Sequence[int], shape: tuple[int, ...], what: str) -> int:
