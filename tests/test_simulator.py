@@ -65,7 +65,7 @@ class FakeMask:
     def __init__(self, plan):
         self._plan = plan
 
-    def plan(self):
+    def plan(self, **chosen: object):
         return self._plan
 
 

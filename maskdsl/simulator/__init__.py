@@ -3,7 +3,7 @@
 from maskdsl.simulator.bounds import speedup_bounds
 from maskdsl.simulator.cost import Work
 from maskdsl.simulator.devices import Device, device_names, load_device
-from maskdsl.simulator.predict import Estimate, Prediction, simulate
+from maskdsl.simulator.predict import Estimate, Prediction, layout_cost, simulate
 
 __all__ = [
     "Device",
@@ -11,6 +11,7 @@ __all__ = [
     "Prediction",
     "Work",
     "device_names",
+    "layout_cost",
     "load_device",
     "simulate",
     "speedup_bounds",

@@ -93,7 +93,10 @@ def plan_rows(plan: PlanLike, copies: int) -> Rows:
 
 
 def dense_rows(plan: PlanLike, copies: int) -> Rows:
-    """The same rows where every tile is full: attention without a mask under the same tiles."""
+    """Attention without a mask: every tile full, of as many lanes, all of which hold tokens (but at
+    the ends), however the plan lays out its own.
+    """
+    heads, queries, keys = plan.mask_shape
     one = np.ones(1, dtype=np.int64)
-    rows = plan.mask_shape[0] * plan.q_tiles * copies
-    return Rows(one * plan.kv_tiles, one * 0, one * rows)
+    rows = heads * copies * -(-queries // lanes_of(plan.q_tile))
+    return Rows(one * -(-keys // lanes_of(plan.kv_tile)), one * 0, one * rows)

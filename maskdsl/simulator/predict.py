@@ -11,8 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskdsl.errors import BindError
+from maskdsl.planner import Candidate, Cost
 from maskdsl.simulator.bounds import speedup_bounds
-from maskdsl.simulator.cost import Busy, Direction, TileShape, find_direction, unit_time
+from maskdsl.simulator.cost import (
+    DIRECTIONS,
+    Busy,
+    Direction,
+    TileShape,
+    find_direction,
+    unit_time,
+)
 from maskdsl.simulator.devices import Device, dtype_name, load_device
 from maskdsl.simulator.plans import PlanLike, Rows, dense_rows, lanes_of, plan_rows
 from maskdsl.simulator.report import prediction_table
@@ -21,9 +29,7 @@ from maskdsl.simulator.traffic import memory_traffic
 
 
 class MaskLike(Protocol):
-    """The part of `maskdsl.Mask` that `simulate` uses."""
-
-    def plan(self) -> PlanLike: ...
+    def plan(self, *, target: str, head_dim: int, cost: Cost) -> PlanLike: ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Prediction:
 
     @property
     def dense_time(self) -> float:
-        """Seconds for attention without a mask, under the same tiles."""
+        """Seconds for attention without a mask, under tiles of as many lanes."""
         return self.dense.time
 
     @property
@@ -126,13 +132,14 @@ def simulate(
     device: str | os.PathLike[str] | Device = "h200",
     direction: str = "forward",
 ) -> Prediction:
-    """Predict the time of attention under a mask, and of dense attention with the same tiles.
+    """Predict the time of attention under a mask, and of dense attention with tiles of as many
+    lanes.
 
-    A mask is planned with the tiles that `mask.plan()` chooses. `heads` defaults to the mask's; a
-    mask of one head may be asked about with any number, which all follow it. `dtype` is `"bf16"`,
-    `"fp16"`, `"tf32"`, `"fp32"` or a torch dtype; `device` a name, a `.toml` file or a `Device`;
-    `direction` is `"forward"`, or `"backward"` for the backward pass alone. The model is described
-    in `docs/simulator.md`.
+    A mask is planned with the tiles that cost least by the same model (`layout_cost`). `heads`
+    defaults to the mask's; a mask of one head may be asked about with any number, which all follow
+    it. `dtype` is `"bf16"`, `"fp16"`, `"tf32"`, `"fp32"` or a torch dtype; `device` a name, a
+    `.toml` file or a `Device`; `direction` is `"forward"`, or `"backward"` for the backward pass
+    alone. The model is described in `docs/simulator.md`.
 
     Raises `BindError` for arguments that do not fit.
     """
@@ -141,7 +148,7 @@ def simulate(
     chosen = load_device(device)
     steps = find_direction(direction)
     element = dtype_name(dtype)
-    plan = _plan_of(mask_or_plan)
+    plan = _plan_of(mask_or_plan, chosen, head_dim, layout_cost(chosen, head_dim, element, steps))
     own, queries, keys = plan.mask_shape
     asked = own if heads is None else _count("heads", heads)
     if own not in (1, asked):
@@ -175,12 +182,28 @@ def simulate(
     )
 
 
-def _plan_of(mask_or_plan: Any) -> PlanLike:
+def layout_cost(
+    device: Device, head_dim: int, dtype: str, direction: Direction = DIRECTIONS["forward"]
+) -> Cost:
+    """What the layout search ranks candidates by: seconds of one head on one multiprocessor."""
+
+    def cost(candidate: Candidate) -> float:
+        lanes = candidate.q_tile.lanes, candidate.kv_tile.lanes
+        shape = TileShape(*lanes, head_dim, dtype)
+        full, partial = (
+            unit_time(shape.work(direction, partial=p), device, dtype).time for p in (False, True)
+        )
+        return candidate.full * full + candidate.partial * partial
+
+    return cost
+
+
+def _plan_of(mask_or_plan: Any, device: Device, head_dim: int, cost: Cost) -> PlanLike:
     plan: PlanLike
     if hasattr(mask_or_plan, "row_counts"):
         plan = mask_or_plan
     elif hasattr(mask_or_plan, "plan"):
-        plan = mask_or_plan.plan()
+        plan = mask_or_plan.plan(target=device.name, head_dim=head_dim, cost=cost)
     else:
         raise BindError(f"simulate takes a mask or a plan, not {type(mask_or_plan).__name__}")
     return plan
