@@ -14,6 +14,7 @@ from maskdsl.errors import (
 from maskdsl.pattern import Mask, Pattern, load, parse
 from maskdsl.planner import Plan, Tile, Vote
 from maskdsl.runtime.compile import Kernel, compile  # noqa: A004
+from maskdsl.runtime.merge import merge
 from maskdsl.simulator import Prediction, simulate
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "Vote",
     "compile",
     "load",
+    "merge",
     "parse",
     "simulate",
     "tables",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from maskdsl.language.params import MAX_HEADS
 from maskdsl.language.parse import parse_text
 from maskdsl.language.scope import Bindings
 from maskdsl.planner import Cost, Plan, TilesLike, make_plan, plain_plan, work
+from maskdsl.planner.branches import branches
 from maskdsl.planner.coarse import Vote, blocks_kept
 from maskdsl.planner.failures import raise_failures
 from maskdsl.planner.layout import kernel_lanes, pair
@@ -210,7 +212,7 @@ class Mask:
         return program
 
     def bind(self, **values: Any) -> Mask:
-        """This mask with more bound, such as an extent that was open."""
+        """This mask with more bound, such as an extent that was open. A branch is bound whole."""
         return Mask(self.pattern, {**self.values, **values})
 
     def closed(self) -> Program:
@@ -298,6 +300,24 @@ class Mask:
                 (64, 64) if target is None else kernel_lanes(whole("head_dim", head_dim, least=1))
             )
         return make_plan(self.closed(), self.pattern.source, q_tile, kv_tile, pair(lanes), cost)
+
+    def branches(self, lanes: tuple[int, int] | int = 64, cost: Cost = work) -> tuple[Mask, ...]:
+        """Masks of disjoint pairs that together keep what this one keeps, each to be planned with
+        tiles of its own, where two such cost less than this one: a window `or` far columns, say.
+        Otherwise this mask alone.
+
+        Attention over all is `maskdsl.merge` of what kernels of each give. Lanes and cost as for
+        `plan`. Raises PlanError.
+        """
+        found = branches(self.closed(), pair(lanes), cost)
+        return (self,) if len(found) == 1 else tuple(self._with(p) for p in found)
+
+    def _with(self, program: Program) -> Mask:
+        """This mask with another program."""
+        mask = copy(self)
+        mask.program = program
+        mask.__dict__.pop("pairs", None)
+        return mask
 
     @cached_property
     def pairs(self) -> int:

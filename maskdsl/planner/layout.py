@@ -24,6 +24,7 @@ from maskdsl.planner.tree import FEW_PAIRS, Tree
 PARTIAL_COST = 1.5  # of a partial tile, in full ones
 FINALISTS = 2  # candidates that trees classify, the plain tiles besides
 SAMPLED = 16  # candidates whose shares are taken from samples
+ROOMY = 4  # times as many lanes as a residue class has tokens, at most
 KEPT = 2  # frames of one axis that are kept for the same sizes
 CLASSES = 4  # head classes looked at
 MOST_BOXES = 2**12  # of one level of a tree, and
@@ -279,7 +280,7 @@ def _axis_tiles(problem: Problem, side: str, axis: int, lanes: int) -> list[Tile
     found: dict[Tile, None] = {}
     for keep, _ in problem.sample:
         for frame in frames(keep, side, name, extent):
-            room = -(-extent // frame.step)
+            room = -(-extent // frame.step) * (ROOMY if frame.step > 1 else 1)
             size = 1
             while size <= lanes:
                 tile = frame.tile(size)

@@ -23,6 +23,7 @@ from maskdsl.planner.plan import HeadClass, Plan
 from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.failures import raise_at_call
 from maskdsl.runtime.groups import Group, groups_of
+from maskdsl.runtime.merge import merge
 from maskdsl.runtime.torch_space import TorchSpace
 
 BUDGET = 2**19  # logits held at a time: 2 MB, which a core keeps in its cache and malloc reuses
@@ -126,7 +127,7 @@ class _Attend:
         q = self.q[:, part.queries.reshape(-1)].to(self.compute)
         q = (q * self.scale).reshape(heads * rows, queries, -1)
         pieces = [self._piece(q, part, i) for i in range(0, part.keys.shape[1], KEYS)]
-        o, l = pieces[0] if len(pieces) == 1 else _merge(pieces)
+        o, l = pieces[0] if len(pieces) == 1 else merge(pieces)
         if self.sink is not None:
             total = torch.logaddexp(l, self.sink[:, None, None])
             o, l = o * torch.exp(l - total)[..., None], total
@@ -226,11 +227,3 @@ def sink_of(
     space = TorchSpace(heads.device, compute)
     value = evaluate(program.sink, {"batch": b, "head": heads}, call.inputs, space)
     return torch.as_tensor(value, dtype=compute, device=heads.device).expand(len(heads))
-
-
-def _merge(pieces: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention over the union of disjoint key sets, from (out, lse) of each."""
-    outs, lses = (torch.stack(x) for x in zip(*pieces, strict=True))
-    total = torch.logsumexp(lses, 0)
-    weights = torch.exp(lses - torch.where(total == -math.inf, 0, total))
-    return (weights[..., None] * outs).sum(0), total
