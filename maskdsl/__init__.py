@@ -11,9 +11,11 @@ from maskdsl.errors import (
     ParseError,
     PlanError,
 )
+from maskdsl.integrations.flex import to_flex
 from maskdsl.pattern import Mask, Pattern, load, parse
 from maskdsl.planner import Plan, Tile, Vote
 from maskdsl.runtime.compile import Kernel, compile  # noqa: A004
+from maskdsl.runtime.input_tiles import input_tiles
 from maskdsl.runtime.merge import merge
 from maskdsl.simulator import Prediction, simulate
 
@@ -36,9 +38,11 @@ __all__ = [
     "Tile",
     "Vote",
     "compile",
+    "input_tiles",
     "load",
     "merge",
     "parse",
     "simulate",
     "tables",
+    "to_flex",
 ]

@@ -72,7 +72,6 @@ def test_wrong_arguments(block: int, rule: str, cause: str) -> None:
         mask.coarsen(block, rule)
 
 
-@pytest.mark.slow
 def test_radial_attention_reproduces_the_papers_sparsity() -> None:
     """Li et al. 2025: 80.8 % for 64 frames of 3600 tokens, decay 1, the first frame kept.
 

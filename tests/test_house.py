@@ -19,7 +19,7 @@ ROOMS = {
     "runtime": {"codegen", "simulator", "pattern", "planner", "language", "ir"},
     "pictures": {"pattern", "planner", "ir"},
     "tables": set(),
-    "integrations": {"runtime", "simulator", "pattern", "planner", "ir"},
+    "integrations": {"runtime", "codegen", "simulator", "pattern", "planner", "ir"},
     "cli": {
         "language", "pictures", "integrations", "runtime", "simulator", "pattern", "planner", "ir",
     },

@@ -256,3 +256,16 @@ def test_empty_batches() -> None:
     for backend in ("torch", "reference"):
         out, lse = maskdsl.compile(mask, 8, backend=backend)(x, x, x, return_lse=True)
         assert out.shape == (0, 1, 32, 8) and lse.shape == (0, 1, 32)
+
+
+def test_choices_between_float_constants_are_binary64() -> None:
+    """Two floats of Python once met in float32: 0.1 there lies above 0.1 * 1."""
+    text = (
+        "pattern f over (n) input x[n]: int\n"
+        "keep (if q.n % 2 == 0 then 0.1 else 0.3) <= 0.1 * k.n and x[k.n] >= 0"
+    )
+    mask = maskdsl.parse(text).bind(n=8)
+    x = torch.zeros(8, dtype=torch.int64)
+    q, k, v = torch.zeros(1, 1, 8, 4), torch.zeros(1, 1, 8, 4), torch.eye(8)[None, None]
+    out = maskdsl.compile(mask, 4, value_dim=8)(q, k, v, x=x)
+    assert np.array_equal(out[0, 0].numpy() > 0, mask.dense(x=x))

@@ -127,7 +127,7 @@ class Emission:
             "folded": folded,
             "score": self._score(),
             "precision": ', input_precision="ieee"' if spec.dtype == "float32" else "",
-            "may_be_empty": not self.walk.certain,
+            "may_be_empty": not plan.proofs["no_empty_row"],
             "loops": loops,
             "offsets": any(not x.addresses for x in loops),
             "l2_bytes": L2_BYTES,

@@ -11,6 +11,7 @@ from maskdsl.planner import Plan
 _PROOFS = {
     "divisible": "tiles divide the extents",
     "int32": "32 bits hold every int of the pattern",
+    "no_empty_row": "every query keeps a key",
 }
 
 
@@ -23,9 +24,7 @@ def facts(plan: Plan, spec: Spec, walk: Walk, settings: tuple[int, int]) -> list
     queries, keys = (_times(s) for s in (program.query_shape, program.key_shape))
     dims = f"head_dim {spec.head_dim}"
     dims += f", value_dim {spec.value_dim}" if spec.value_dim != spec.head_dim else ""
-    proved = [text for name, text in _PROOFS.items() if plan.proofs.get(name)]
-    if walk.certain:
-        proved.append("every query keeps a key")
+    proved = [text for name, text in _PROOFS.items() if plan.proofs[name]]
     classes = f"; {walk.classes} classes of heads" if walk.classes > 1 else ""
     return [
         ("problem", f"{heads}, {queries} queries, {keys} keys, {dims}, {spec.dtype}"),

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from maskdsl.codegen.sides import Stage
 from maskdsl.ir.nodes import Node
+from maskdsl.planner.proofs import INT32, reach
 
 if TYPE_CHECKING:
     from maskdsl.codegen.expressions import Printer
 
-INT32 = 2**31
 WIDTH = 76  # characters of an expression, past which it gets a name and a line of its own
 # how tightly an operator binds, as in Python
 COMPARE, OR, AND, SHIFT, SUM, PRODUCT, UNARY, ATOM = range(8)
@@ -40,13 +40,7 @@ class Width:
     def _is_wide(self, n: Node) -> bool:
         if n.op == "batch":
             return False
-        reach = max(-n.low, n.high)
-        if n.op == "linear":
-            constant, coefficients = n.value
-            parts = zip(coefficients, n.args, strict=True)
-            reach = abs(constant) + sum(abs(c) * max(abs(a.low), abs(a.high)) for c, a in parts)
-        wide: bool = reach >= INT32
-        return wide or (n.op != "load" and any(self.wide[a] for a in n.args))
+        return reach(n) >= INT32 or (n.op != "load" and any(self.wide[a] for a in n.args))
 
     def __getitem__(self, node: Node) -> bool:
         return self.wide[node]

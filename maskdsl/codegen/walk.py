@@ -35,8 +35,7 @@ class Walk:
     """rows: int32 (classes * query tiles,), the query tile of each row of the walk, per head class
     the longest first (as they lie where they are even).
 
-    head_class: int32 (heads,). certain: whether each row visits a full tile. even: whether all rows
-    are as long.
+    head_class: int32 (heads,). even: whether all rows are as long.
     """
 
     rows: np.ndarray
@@ -45,7 +44,6 @@ class Walk:
     classes: int
     full: Visits
     partial: Visits
-    certain: bool
     even: bool
 
     def tables(self) -> dict[str, np.ndarray]:
@@ -100,7 +98,6 @@ def make_walk(plan: Plan) -> Walk:
         classes=len(plan.head_classes),
         full=_visits(row[full], first[full], count[full], len(rows)),
         partial=_visits(row[~full], first[~full], count[~full], len(rows)),
-        certain=len(np.unique(row[full])) == len(rows),
         even=bool(cost.max() <= EVEN * cost.mean()),
     )
 

@@ -41,29 +41,40 @@ def _mul(node: Node, args: list[Bound]) -> Bound:
 
 
 def _floordiv(node: Node, args: list[Bound]) -> Bound:
-    a = args[0]
-    if not node.args[1].is_const:
-        return unknown(node, args)
-    m = np.int64(node.args[1].value)
+    a, b = args
+    m, known = _divisor(b)
     whole = a.unit % m == 0
-    term = mix(tag("floordiv", int(m)), a.term, bits_of(a.base % m))
-    return Bound(a.low // m, a.high // m, a.base // m, term, np.where(whole, a.unit // m, 1))
+    term = mix(tag("floordiv"), bits_of(m), a.term, bits_of(a.base % m))
+    found = Bound(a.low // m, a.high // m, a.base // m, term, np.where(whole, a.unit // m, 1))
+    return found if node.args[1].is_const else _either(known, found, unknown(node, args))
 
 
 def _mod(node: Node, args: list[Bound]) -> Bound:
-    a = args[0]
-    if not node.args[1].is_const:
-        return unknown(node, args)
-    m = np.int64(node.args[1].value)
+    a, b = args
+    m, known = _divisor(b)
     block = a.low // m
     stays = block == a.high // m  # no wrap: the value only moves down
     fixed = (a.unit % m == 0) & ~stays
     base = np.where(stays, a.base - block * m, np.where(fixed, a.base % m, 0))
     low = np.where(stays, a.low - block * m, np.where(fixed, base, 0))
     high = np.where(stays, a.high - block * m, np.where(fixed, base, m - 1))
-    wrapped = mix(tag("mod", int(m)), a.term, bits_of(a.base % m))
+    wrapped = mix(tag("mod"), bits_of(m), a.term, bits_of(a.base % m))
     term = np.where(stays, a.term, np.where(fixed, U64(0), wrapped))
-    return Bound(low, high, base, term, np.where(stays, a.unit, np.where(fixed, 0, 1)))
+    found = Bound(low, high, base, term, np.where(stays, a.unit, np.where(fixed, 0, 1)))
+    return found if node.args[1].is_const else _either(known, found, unknown(node, args))
+
+
+def _divisor(b: Bound) -> tuple[Any, Any]:
+    """(divisor, whether it is that number all over the box, and positive)"""
+    return np.maximum(b.low, 1), (b.low == b.high) & (b.low > 0)
+
+
+def _either(test: Any, a: Bound, b: Bound) -> Bound:
+    return Bound(
+        np.where(test, a.low, b.low), np.where(test, a.high, b.high),
+        np.where(test, a.base, b.base), np.where(test, a.term, b.term),
+        np.where(test, a.unit, b.unit),
+    )  # fmt: skip
 
 
 def _extreme(node: Node, args: list[Bound]) -> Bound:

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from maskdsl.ir.box import U64, Bound, bits_of, mix, tag, unknown
-from maskdsl.ir.evaluate import evaluate
 from maskdsl.ir.nodes import Array, Node
+from maskdsl.ir.table_ranges import extremes
 
 
 def _select(node: Node, args: list[Bound]) -> Bound:
@@ -30,15 +31,18 @@ def _select(node: Node, args: list[Bound]) -> Bound:
     )  # fmt: skip
 
 
+@lru_cache(maxsize=4)  # of the tables in use: they serve all boxes of a plan
+def _prefix_sums(table: Array) -> np.ndarray:
+    """True elements before each place: int64, one longer than the table in every dimension."""
+    total = np.pad(table.data.astype(np.int64), [(1, 0)] * table.rank)
+    for axis in range(table.rank):
+        total = total.cumsum(axis)
+    return total
+
+
 def _counts(array: Array, args: list[Bound]) -> tuple[Any, Any]:
     """(true elements, all elements) of a bool table within ranges of indices, by prefix sums."""
-    if array.content not in _prefix_sums:
-        total = np.pad(array.data.astype(np.int64), [(1, 0)] * array.rank)
-        for axis in range(array.rank):
-            total = total.cumsum(axis)
-        _prefix_sums.clear()  # of the table in use: a table serves all boxes of a plan
-        _prefix_sums[array.content] = total
-    sums = _prefix_sums[array.content]
+    sums = _prefix_sums(array)
     ends = []
     area: Any = 1
     for a, extent in zip(args, array.data.shape, strict=True):
@@ -54,9 +58,6 @@ def _counts(array: Array, args: list[Bound]) -> tuple[Any, Any]:
     return count, area
 
 
-_prefix_sums: dict[str, np.ndarray] = {}
-
-
 def _load(node: Node, args: list[Bound]) -> Bound:
     array = node.value
     if array.data is not None and array.type == "bool" and array.data.size:
@@ -68,21 +69,16 @@ def _load(node: Node, args: list[Bound]) -> Bound:
         term = np.broadcast_to(tag("input", node.digest), np.shape(args[0].low) if args else ())
         found = unknown(node, [])
         return Bound(found.low, found.high, found.base, term, found.unit)
-    fixed = np.asarray(True)
-    for a in args:
-        fixed = fixed & (a.low == a.high)
-    names = tuple(
-        Node("coord", "int", (), ("x", str(i)), n.low, n.high) for i, n in enumerate(node.args)
-    )
     # Boxes that lie outside the space are looked at too, and their indices mean nothing.
-    leaves = {n.value: np.clip(a.low, n.low, n.high) for n, a in zip(names, args, strict=True)}
-    value = evaluate(Node("load", node.type, names, array), leaves, {})
+    ranges = [
+        (np.clip(a.low, n.low, n.high), np.clip(a.high, n.low, n.high))
+        for n, a in zip(node.args, args, strict=True)
+    ]
+    low, high, known = extremes(array, ranges)
     found = unknown(node, args)
     return Bound(
-        np.where(fixed, value, found.low), np.where(fixed, value, found.high),
-        np.where(fixed, value, 0) if node.type == "int" else 0,
-        np.where(fixed, U64(0), found.term) if node.type == "int" else found.term,
-        np.where(fixed, 0, 1),
+        np.where(known, low, found.low), np.where(known, high, found.high),
+        found.base, found.term, found.unit,
     )  # fmt: skip
 
 
@@ -107,6 +103,8 @@ def _compare(node: Node, args: list[Bound]) -> Bound:
     same = a.term == b.term
     holds = {"eq": gap == 0, "le": gap <= 0, "lt": gap < 0}[node.op]
     low, high = np.where(same, holds, low), np.where(same, holds, high)
+    if np.array_equal(low, high):
+        return Bound(low, high, 0, U64(0), 0)
     if node.op == "eq":
         unit = np.gcd(a.unit, b.unit)
         high = high & ((unit == 0) | (gap % np.maximum(unit, 1) == 0))

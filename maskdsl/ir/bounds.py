@@ -29,35 +29,49 @@ from maskdsl.ir.bound_logic import LOGIC_RULES
 from maskdsl.ir.box import U64, Bound, bits_of, mix, tag, unknown
 from maskdsl.ir.nodes import INT_MAX, INT_MIN, Node, postorder
 
+CHUNK = 2**14  # boxes looked at together: what stays in the caches
+
 
 def lanes(first: Any, varying: Mapping[Any, tuple[int, Any]], size: int) -> Bound:
     """A coordinate on boxes: `first` plus, per independent lane, step * (0 .. width - 1).
 
     first: int64 array; varying: {name of the lane: (step, widths)}, widths int64 arrays.
     """
-    high = np.asarray(first, dtype=np.int64) + np.zeros(size, dtype=np.int64)
-    low, term, unit = high, np.zeros(size, dtype=U64), np.zeros(size, dtype=np.int64)
+    low = high = np.broadcast_to(np.asarray(first, dtype=np.int64), size)
+    term, unit = np.zeros(size, dtype=U64), np.zeros(size, dtype=np.int64)
     for name, (step, width) in varying.items():
         moves = width > 1
+        if not moves.any():
+            continue
         high = high + step * (width - 1)
-        term = term + np.where(moves, bits_of(step) * tag("lane", name), U64(0))
-        unit = np.gcd(unit, np.where(moves, step, 0))
+        term = term + moves * (bits_of(step) * tag("lane", name))
+        steps = moves * np.int64(step)
+        unit = np.gcd(unit, steps) if unit.any() else steps
     return Bound(low, high, low, term, unit)
 
 
 def truth_on(root: Node, leaves: Mapping[Any, Bound], size: int) -> tuple[Any, Any, Any]:
     """(always, possibly, signature) of a bool on `size` boxes: two bool arrays and a uint64 array.
 
-    leaves: bounds of ("q", axis) and ("k", axis) coordinates.
+    leaves: bounds of ("q", axis) and ("k", axis) coordinates, arrays of `size` each.
     """
-    done: dict[Node, Bound] = {}
+    nodes = postorder(root)
+    found = np.empty(size, bool), np.empty(size, bool), np.empty(size, U64)
     with np.errstate(all="ignore"):
-        for node in postorder(root):
-            bound = _bound(node, [done[a] for a in node.args], leaves)
-            done[node] = _settle(node, bound)
-    out = done[root]
-    always, possibly, term = (np.broadcast_to(x, (size,)) for x in (out.low, out.high, out.term))
-    return always, possibly, term
+        for start in range(0, size, CHUNK):
+            part = slice(start, start + CHUNK)
+            some = {
+                key: Bound(b.low[part], b.high[part], b.base[part], b.term[part], b.unit[part])
+                for key, b in leaves.items()
+            }
+            done: dict[Node, Bound] = {}
+            for node in nodes:
+                bound = _bound(node, [done[a] for a in node.args], some)
+                done[node] = _settle(node, bound)
+            out = done[root]
+            for whole, x in zip(found, (out.low, out.high, out.term), strict=True):
+                whole[part] = x
+    return found
 
 
 def _settle(node: Node, b: Bound) -> Bound:
@@ -71,6 +85,8 @@ def _settle(node: Node, b: Bound) -> Bound:
         decided = b.low == b.high
         return Bound(b.low, b.high, 0, np.where(decided, mix(bits_of(b.low)), b.term), 0)
     fixed = (b.term == 0) | (b.unit == 0)
+    if np.all(fixed):
+        return Bound(b.base, b.base, b.base, U64(0), np.int64(0))
     low, high = np.where(fixed, b.base, b.low), np.where(fixed, b.base, b.high)
     decided = low == high
     return Bound(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from maskdsl.ir.nodes import Node, postorder
 
@@ -16,11 +17,14 @@ _SILENT = ("to_float", "wide")
 Piece = tuple[str, int]
 
 
-def readable(root: Node, names: Mapping[object, str] | None = None) -> str:
+def readable(root: Node, names: Mapping[Any, str] | None = None) -> str:
     """The text of an expression. names: of coordinates, by their value; else `q.n` and so on."""
     done: dict[Node, Piece] = {}
     for node in postorder(root):
-        done[node] = _piece(node, [done[a] for a in node.args], names or {})
+        if node.op in ("min", "max"):
+            done[node] = f"{node.op}({', '.join(_choices(node, done))})", ATOM
+        else:
+            done[node] = _piece(node, [done[a] for a in node.args], names or {})
     return done[root][0]
 
 
@@ -28,7 +32,7 @@ def _within(piece: Piece, least: int) -> str:
     return piece[0] if piece[1] >= least else f"({piece[0]})"
 
 
-def _piece(node: Node, args: list[Piece], names: Mapping[object, str]) -> Piece:
+def _piece(node: Node, args: list[Piece], names: Mapping[Any, str]) -> Piece:
     op = node.op
     if op == "const":
         return (str(node.value).lower() if node.type == "bool" else str(node.value)), ATOM
@@ -62,19 +66,31 @@ def _piece(node: Node, args: list[Piece], names: Mapping[object, str]) -> Piece:
     return (f"{op}({inside})" if args else op), ATOM
 
 
+def _choices(node: Node, done: Mapping[Node, Piece]) -> list[str]:
+    """What a min of mins (a max of maxes) chooses from, the constant last."""
+    parts, todo = [], list(node.args)
+    while todo:
+        part = todo.pop()
+        if part.op == node.op:
+            todo += part.args
+        else:
+            parts.append((part.is_const, done[part][0]))
+    return [text for _, text in sorted(set(parts))]
+
+
 def _linear(node: Node, args: list[Piece]) -> Piece:
-    """Terms with a plus first, the constant last."""
+    """Terms with a plus first, the constant last unless it is the only one with a plus."""
     constant, coefficients = node.value
     parts = []
     for c, a in zip(coefficients, args, strict=True):
         size = "" if abs(c) == 1 else f"{abs(c)} * "
-        text = size + _within(a, ATOM if size else PRODUCT)
-        parts.append((c < 0, text))
+        parts.append((c < 0, size + _within(a, ATOM if size or c < 0 else PRODUCT)))
     parts.sort()
-    parts += [(constant < 0, str(abs(constant)))] if constant else []
-    if parts[0][0] and parts[-1] == (False, str(constant)):
-        parts = [parts[-1], *parts[:-1]]
-    text = ("-" if parts[0][0] else "") + parts[0][1]
-    for negative, part in parts[1:]:
-        text += f" {'-' if negative else '+'} {part}"
-    return text, SUM if len(parts) > 1 or parts[0][0] else PRODUCT
+    if constant:
+        at = 0 if parts[0][0] and constant > 0 else len(parts)
+        parts.insert(at, (constant < 0, str(abs(constant))))
+    (negative, text), *rest = parts
+    text = f"-{text}" if negative else text
+    for minus, part in rest:
+        text += f" {'-' if minus else '+'} {part}"
+    return text, SUM if rest or negative else PRODUCT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import numbers
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from maskdsl.errors import BindError
 from maskdsl.ir.definition import host_array
 from maskdsl.ir.nodes import INT_MAX, INT_MIN, Array
+from maskdsl.ir.storage import content_of
 from maskdsl.language import syntax
 
 MAX_TOKENS = 2**31  # of a side: so that 64 bits count the pairs
@@ -75,5 +75,4 @@ def bind_table(param: syntax.Param, value: Any, dims: tuple[int | str | None, ..
         raise BindError(f"{name} must have shape ({shape}), not {data.shape}")
     data = np.ascontiguousarray(data, dtype=_DTYPES[kind])
     data.setflags(write=False)
-    content = hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest()
-    return Array(name, kind, data.shape, False, data, content)
+    return Array(name, kind, data.shape, False, data, content_of(data))

@@ -15,6 +15,7 @@ from maskdsl.ir.nodes import Node, postorder
 from maskdsl.ir.rewrite import substitute
 from maskdsl.planner.tiles import Grid
 
+CHUNK = 2**15  # boxes classified at a time: what stays in the caches
 EMPTY, FULL, PARTIAL, MIXED, OUTSIDE = 0, 1, 2, 3, 4
 
 
@@ -131,6 +132,16 @@ class Space:
         self, starts: np.ndarray, widths: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(kind, key of equal boxes, pairs where full, tiles) of boxes."""
+        parts = range(0, max(len(starts), 1), CHUNK)
+        found = [self._classify(starts[i : i + CHUNK], widths) for i in parts]
+        if len(found) == 1:
+            return found[0]
+        kind, key, pairs, tiles = (np.concatenate(x) for x in zip(*found, strict=True))
+        return kind, key, pairs, tiles
+
+    def _classify(
+        self, starts: np.ndarray, widths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         coordinates, inside, area, columns = self._clip(starts, widths)
         always, possibly, term = bounds.truth_on(self.keep, coordinates, len(starts))
         certain = FULL if self.residues_apart(widths) else MIXED

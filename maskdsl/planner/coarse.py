@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from maskdsl.errors import BindError, PlanError
-from maskdsl.ir import integers
-from maskdsl.ir.integers import integer
-from maskdsl.ir.nodes import Node
-from maskdsl.ir.program import Block, Program
-from maskdsl.ir.rewrite import substitute
-from maskdsl.planner.boxes import Side
+from maskdsl.ir.program import Program
+from maskdsl.planner.boxes import FULL, MIXED, PARTIAL, Side
 from maskdsl.planner.build import head_patterns
+from maskdsl.planner.flattened import AXIS, flattened
 from maskdsl.planner.rows import Placed, shapes
 from maskdsl.planner.tiles import Grid, Tile
-from maskdsl.planner.tree import Tree
+from maskdsl.planner.tree import CHUNK, MAX_BOXES, Tree
 
 
 @dataclass(frozen=True)
@@ -44,64 +39,72 @@ def blocks_kept(program: Program, block: int, rule: str | Vote) -> np.ndarray:
 
     Raises PlanError for blocks that are no power of two and patterns that inputs decide.
     """
-    if program.segmented:
-        raise PlanError("coarsen is not supported for several segments yet")
-    decide = _RULES.get(rule) if isinstance(rule, str) else None
-    if isinstance(rule, Vote):
-        decide = _voter(rule)
-    if decide is None:
+    if not isinstance(rule, Vote) and rule not in ("any", "all"):
         raise PlanError(f"a rule is 'any', 'all' or a Vote, not {rule!r}")
-    only = program.only
-    keep = substitute(only.keep, _flattened(only))
+    only = flattened(program).only
     grids = [Grid(Tile((block,)), (s.tokens,)) for s in (only.queries, only.keys)]
-    queries, keys = (Side(n, ("index",), g) for n, g in zip("qk", grids, strict=True))
+    queries, keys = (Side(n, (AXIS,), g) for n, g in zip("qk", grids, strict=True))
     kept = np.zeros((program.heads, grids[0].count, grids[1].count), dtype=bool)
-    for heads, patterns in head_patterns(program, ((keep,),)):
+    for heads, patterns in head_patterns(program, ((only.keep,),)):
         tree = Tree(patterns[0][0], queries, keys)
         if tree.varies:
             raise PlanError("a pattern that inputs decide cannot be coarsened")
         row, tile, shape = shapes([Placed(tree, 0, 0)])
-        chosen = np.append(tree.judge(decide), True)  # a full tile has shape -1
+        if isinstance(rule, Vote):
+            partial = _elected(tree, rule)
+        else:
+            partial = np.full(len(tree.leaves), rule == "any")
+        chosen = np.append(partial, True)  # a full tile has shape -1
         for h in heads:
             kept[h, row, tile] = chosen[shape]
     return kept
 
 
-def _flattened(block: Block) -> dict[Node, Node]:
-    """Coordinates in terms of the flattened position, an axis called `index`."""
-    found = {}
-    for side, segment in (("q", block.queries), ("k", block.keys)):
-        index = integers.make("coord", (), 0, segment.tokens - 1, (side, "index"))
-        for i, (name, extent) in enumerate(segment.axes):
-            assert extent is not None
-            stride = math.prod(segment.shape[i + 1 :])
-            coord = integers.make("coord", (), 0, extent - 1, (side, name))
-            at = integers.floordiv(index, integer(stride))
-            found[coord] = integers.mod(at, integer(extent))
-    return found
+def _elected(tree: Tree, vote: Vote) -> np.ndarray:
+    """Which classes of undecided tiles the vote keeps: bool (classes,)."""
+    elected = np.zeros(len(tree.leaves), dtype=bool)
+    if tree.summaries:
+        partial = np.flatnonzero(tree.summaries[-1].kind == PARTIAL)
+        kept, queries = _kept_of_keys(tree, tree.leaves[partial])
+        good, some = (kept / queries > vote.column).sum(1), (kept > 0).sum(1)
+        elected[partial] = good > vote.share * some
+    return elected
 
 
-Decide = Callable[[np.ndarray, np.ndarray], np.ndarray]
+def _kept_of_keys(tree: Tree, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(how many queries keep each key, int (tiles, key lanes); queries inside, (tiles, 1))."""
+    space = tree.space
+    queries, keys = (space.lanes_of(side, tiles, False)[1] for side in space.sides)
+    kept = np.zeros(keys.shape, dtype=np.int32)
+    by_boxes = np.logical_and(queries.all(1), keys.all(1))
+    try:
+        kept[by_boxes] = _count_boxes(tree, tiles[by_boxes])
+    except PlanError:  # too irregular: pair by pair then
+        by_boxes[:] = False
+    rest = np.flatnonzero(~by_boxes)
+    step = max(1, CHUNK // (queries.shape[1] * keys.shape[1]))
+    for part in (rest[i : i + step] for i in range(0, len(rest), step)):
+        keep, valid, _ = tree.truth(tiles[part], single=False)
+        kept[part] = (keep & valid).sum(1)
+    return kept, queries.sum(1)[:, None]
 
 
-def _voter(vote: Vote) -> Decide:
-    def decide(keep: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """(blocks, queries, keys) truths and which pairs lie inside the space, to (blocks,)."""
-        kept = (keep & valid).sum(1)
-        fill = kept / np.maximum(valid.sum(1), 1)
-        good, some = (fill > vote.column).sum(1), (kept > 0).sum(1)
-        decided: np.ndarray = good > vote.share * some
-        return decided
+def _count_boxes(tree: Tree, tiles: np.ndarray) -> np.ndarray:
+    """How many queries keep each key of tiles that lie inside the space: int (tiles, key lanes).
 
-    return decide
-
-
-def _any(keep: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    return np.asarray((keep & valid).any((1, 2)))
-
-
-def _all(keep: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    return np.asarray((keep | ~valid).all((1, 2)))
-
-
-_RULES: dict[str, Decide] = {"any": _any, "all": _all}
+    Bottom up through the boxes that tiles are split into: equal boxes are counted once.
+    """
+    space = tree.space
+    q, k = (i for i, d in enumerate(space.digits) if d.part == "j")
+    pairs, levels = tree.grow(tiles, space.tile_widths, space.pair_widths, MAX_BOXES)
+    parts = [tree.truth(pairs[i : i + CHUNK], True)[0] for i in range(0, len(pairs), CHUNK)]
+    below = np.concatenate([np.zeros(0, dtype=np.int32), *(x.reshape(-1) for x in parts)])[:, None]
+    for level in reversed(levels):
+        above = np.zeros((len(level.kind), level.widths[k]), dtype=np.int32)
+        for child, offset in enumerate(level.children):
+            part = above[:, offset[k] : offset[k] + level.child_widths[k]]
+            part[level.kind[:, child] == FULL] += np.int32(level.child_widths[q])
+            open_ = np.flatnonzero(level.kind[:, child] == MIXED)
+            part[open_] += below[level.node[open_, child]]
+        below = above
+    return below

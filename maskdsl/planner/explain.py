@@ -8,7 +8,9 @@ from maskdsl.planner.layout import PARTIAL_COST, Layout
 from maskdsl.planner.tiles import Grid
 
 if TYPE_CHECKING:
-    from maskdsl.planner.plan import Plan
+    from maskdsl.planner.plan import HeadClass, Plan
+
+WALK_LINE = 300  # characters, of a walk with many choices at ragged ends
 
 
 def explain(plan: Plan) -> str:
@@ -32,9 +34,21 @@ def explain(plan: Plan) -> str:
             f"heads {_ranges(c.heads)}: {len(c.runs.first):,} runs; tiles per row "
             f"{work.min()} to {work.max()}, mean {work.mean():.1f}"
         )
+        lines += _walked(plan, c)
     proved = [name for name, holds in plan.proofs.items() if holds]
     lines.append("proved: " + (", ".join(proved) or "nothing"))
     return "\n".join(lines)
+
+
+def _walked(plan: Plan, head_class: HeadClass) -> list[str]:
+    """How the rows are walked, per pair of segments, and why."""
+    lines = []
+    for block, walk in zip(plan.program.all_blocks, head_class.walks, strict=True):
+        pair = f"{block.queries.name} -> {block.keys.name}: " if plan.program.segmented else ""
+        how = f"stored runs; {walk}" if isinstance(walk, str) else f"closed form; {walk.text()}"
+        line = f"  {pair}{how}"
+        lines.append(line if len(line) <= WALK_LINE else line[: WALK_LINE - 3] + "...")
+    return lines
 
 
 def _searched(layout: Layout) -> list[str]:

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from maskdsl.errors import PlanError
-from maskdsl.ir.nodes import Node, postorder
+from maskdsl.ir.nodes import Node
 from maskdsl.ir.program import Program
 from maskdsl.planner.boxes import Side
+from maskdsl.planner.closed import ClosedForm, closed_form
 from maskdsl.planner.explain import explain
 from maskdsl.planner.layout import Layout
+from maskdsl.planner.proofs import class_proofs_of, proofs_of
 from maskdsl.planner.rows import Placed, Runs, unfold
 from maskdsl.planner.storage import GrowTree, pack, read, save, unpack
 from maskdsl.planner.tiles import Grid, Tile
@@ -65,6 +67,11 @@ class HeadClass:
     @cached_property
     def runs(self) -> Runs:
         return unfold(self.placed, self.row_starts[-1])
+
+    @cached_property
+    def walks(self) -> tuple[ClosedForm | str, ...]:
+        """Per pair of segments the closed form of its rows, or why they have none and are runs."""
+        return tuple(closed_form(t.keep, *t.space.sides) for t in self.all_trees)
 
     @property
     def keep(self) -> Node:
@@ -175,19 +182,13 @@ class Plan:
 
     @cached_property
     def proofs(self) -> dict[str, bool]:
-        """What was proved of the plan: `divisible`, `no_empty_row`, `int32`."""
-        return {
-            "divisible": all(g.divisible for g in (*self.q_grids, *self.kv_grids)),
-            "no_empty_row": all(self._no_empty_row(c) for c in self.head_classes),
-            "int32": all(
-                n.type != "int" or (n.low >= -(2**31) and n.high < 2**31)
-                for n in postorder(*(b.keep for b in self.program.all_blocks))
-            ),
-        }
+        """What was proved of the plan: `divisible`, `int32`, `no_empty_row`, `contiguous`."""
+        return proofs_of(self)
 
-    def _no_empty_row(self, c: HeadClass) -> bool:
-        """Whether each query certainly keeps a key: its tile visits a full tile."""
-        return bool(np.all(c.runs.counts()[0] > 0))
+    @cached_property
+    def class_proofs(self) -> tuple[dict[str, bool], ...]:
+        """What was proved of the rows of each head class: `no_empty_row`, `contiguous`."""
+        return tuple(class_proofs_of(self, c) for c in self.head_classes)
 
     def class_of(self, head: int) -> HeadClass:
         if isinstance(head, (int, np.integer)):

@@ -66,7 +66,7 @@ def unfold(blocks: Sequence[Placed], rows: int) -> Runs:
             found.append(np.array(runs, dtype=np.int64))
             if sum(x.shape[1] for x in found) > MAX_RUNS:
                 raise PlanError(f"this plan has more than {MAX_RUNS} runs; take larger tiles")
-    return _merge(np.concatenate(found, axis=1), rows)
+    return merge(np.concatenate(found, axis=1), rows)
 
 
 def shapes(blocks: Sequence[Placed]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -161,7 +161,7 @@ def _order(row: np.ndarray, tile: np.ndarray) -> np.ndarray:
     return np.argsort((row << 32) + tile, kind="stable")
 
 
-def _merge(runs: np.ndarray, q_tiles: int) -> Runs:
+def merge(runs: np.ndarray, q_tiles: int) -> Runs:
     """Sort runs by row and key tile; join neighbours of one kind within a line of key tiles."""
     rows, first, count, full, starts = runs[:, _order(runs[0], runs[1])]
     joins = np.zeros(len(rows), dtype=bool)

@@ -25,9 +25,11 @@ from maskdsl.errors import PlanError
 from maskdsl.ir.nodes import Node
 from maskdsl.ir.program import Program
 from maskdsl.ir.storage import Reader, Writer
-from maskdsl.planner.boxes import EMPTY, FULL, MIXED, OUTSIDE, Side, Space
+from maskdsl.planner.boxes import Side
+from maskdsl.planner.layout import Candidate, Layout
+from maskdsl.planner.stored_trees import tree_of, tree_record
 from maskdsl.planner.tiles import Grid, Tile
-from maskdsl.planner.tree import Level, Summary, Tree
+from maskdsl.planner.tree import Tree
 
 if TYPE_CHECKING:
     from maskdsl.planner.plan import Patterns, Plan
@@ -40,7 +42,6 @@ MAX_TEXT = 2**25  # of its JSON text, whose lists take more room in memory
 _HEAD = struct.Struct("<16sI32s")
 _LENGTH = struct.Struct("<Q")
 _DTYPES = ("|b1", "|i1", "<i2", "<i4", "<i8", "<f8")
-_NUMBERS = ("root_kind", "certain", "full", "partial")
 # What a text that is not what a plan writes may raise on the way to its objects.
 _MALFORMED = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, OverflowError,
@@ -49,9 +50,8 @@ _MALFORMED = (
 
 GrowTree = Callable[[Node, Side, Side], Tree]
 Grids = tuple[Grid, ...]
-MakePlan = Callable[
-    [Program, str, Grids, Grids, "Iterable[tuple[tuple[int, ...], Patterns]]", GrowTree], "Plan"
-]
+Classes = Iterable[tuple[tuple[int, ...], "Patterns"]]
+MakePlan = Callable[[Program, str, Grids, Grids, Classes, GrowTree, tuple[Layout, ...]], "Plan"]
 
 
 def save(plan: Plan, path: str | Path) -> None:
@@ -91,10 +91,11 @@ def pack(plan: Plan) -> bytes:
             {
                 "heads": c.heads,
                 "keeps": [[w.node(keep) for keep in row] for row in c.keeps],
-                "trees": [_tree_record(w, tree) for tree in c.all_trees],
+                "trees": [tree_record(w, tree) for tree in c.all_trees],
             }
             for c in plan.head_classes
         ],
+        "layouts": [dataclasses.asdict(x) for x in plan.layouts],
         "tables": w.tables,
     }
     arrays = [_narrowed(a) for a in w.contents]
@@ -168,14 +169,18 @@ def _plan(body: memoryview, make: MakePlan) -> Plan:
     heads = sorted(itertools.chain.from_iterable(heads for heads, _ in classes))
     if heads != list(range(program.heads)) or any(type(h) is not int for h in heads):
         raise ValueError("head classes that are not of the plan's heads")
-    trees = iter([record for c in document["classes"] for record in c["trees"]])
+    trees = [record for c in reversed(document["classes"]) for record in reversed(c["trees"])]
 
     def grow(keep: Node, queries: Side, keys: Side) -> Tree:
-        return _tree(reader, next(trees), keep, queries, keys)
+        return tree_of(reader, trees.pop(), keep, queries, keys)
 
     if not isinstance(document["source"], str):
         raise ValueError("a source that is no text")
-    return make(program, document["source"], grids[0], grids[1], classes, grow)
+    layouts = tuple(_layout(record) for record in document["layouts"])
+    plan = make(program, document["source"], grids[0], grids[1], classes, grow, layouts)
+    if trees:
+        raise ValueError("more trees than pairs of segments")
+    return plan
 
 
 def _contents(data: memoryview, kinds: list[Any]) -> list[np.ndarray]:
@@ -200,87 +205,9 @@ def _tile(record: dict[str, list[Any]]) -> Tile:
     return Tile(**{name: tuple(values) for name, values in record.items()})
 
 
-def _tree_record(w: Writer, tree: Tree) -> dict[str, Any]:
-    """Space and keep expression are left out: the plan has them."""
+def _layout(record: dict[str, Any]) -> Layout:
+    def candidate(c: dict[str, Any]) -> Candidate:
+        tiles = _tile(c["q_tile"]), _tile(c["kv_tile"])
+        return Candidate(*tiles, float(c["full"]), float(c["partial"]), bool(c["counted"]))
 
-    def arrays(x: Level | Summary) -> dict[str, int]:
-        return {f.name: w.content(getattr(x, f.name)) for f in dataclasses.fields(x)}
-
-    return {
-        **{name: getattr(tree, name) for name in _NUMBERS},
-        "varies": tree.varies,
-        "pairs": tree.pairs,
-        "leaves": w.content(tree.leaves),
-        "levels": [arrays(x) for x in tree.levels],
-        "summaries": [arrays(x) for x in tree.summaries],
-    }
-
-
-def _tree(reader: Reader, record: dict[str, Any], keep: Node, queries: Side, keys: Side) -> Tree:
-    def arrays(fields: dict[str, int]) -> dict[str, np.ndarray]:
-        dtypes = {"kind": np.int8}
-        return {name: reader.content(n, dtypes.get(name, np.int64)) for name, n in fields.items()}
-
-    tree = object.__new__(Tree)  # its __init__ classifies, which storing plans spares
-    tree.space = Space(keep, queries, keys)
-    tree.keep = tree.space.keep
-    tree.levels = [Level(**arrays(fields)) for fields in record["levels"]]
-    tree.summaries = [Summary(**arrays(fields)) for fields in record["summaries"]]
-    tree.leaves = reader.content(record["leaves"], np.int64)
-    tree.varies, tree.pairs = record["varies"], record["pairs"]
-    for name in _NUMBERS:
-        setattr(tree, name, record[name])
-    _check_numbers(tree)
-    _check_boxes(tree)
-    return tree
-
-
-def _check_numbers(tree: Tree) -> None:
-    counts = [tree.root_kind, tree.certain, tree.full, tree.partial]
-    counts += [] if tree.pairs is None else [tree.pairs]
-    if any(type(n) is not int or n < 0 for n in counts) or type(tree.varies) is not bool:
-        raise ValueError("numbers of tiles that are none")
-    if not tree.summaries and (tree.levels or tree.root_kind not in (EMPTY, FULL)):
-        raise ValueError("a tree without kinds")
-
-
-def _check_boxes(tree: Tree) -> None:
-    """Boxes must halve from the whole space down to tiles, and numbers of boxes be of the next
-    level's: what walks a tree then stays inside the space.
-    """
-    if not tree.summaries:
-        return
-    space, widths, boxes = tree.space, tree.space.widths, 1
-    for level in tree.levels:
-        split = np.flatnonzero(level.child_widths != widths)
-        half = widths.copy()
-        half[split] //= 2
-        if not np.array_equal(level.widths, widths) or len(level.children) != 1 << len(split):
-            raise ValueError("levels that do not follow one another")
-        children = np.zeros((1 << len(split), len(widths)), dtype=np.int64)
-        children[:, split] = list(itertools.product((0, 1), repeat=len(split))) * half[split]
-        same = np.array_equal(level.child_widths, half) and np.array_equal(level.children, children)
-        if not same or (half < space.tile_widths).any():
-            raise ValueError("boxes that are not halved")
-        shape = (boxes, len(children))
-        open_ = level.kind == MIXED
-        below = int(level.node.max(initial=-1)) + 1
-        columns = (level.kind, level.node, level.pairs, level.tiles)
-        if any(x.shape != shape for x in columns) or ((level.node >= 0) != open_).any():
-            raise ValueError("a level of another shape")
-        if any((x < least).any() for x, least in zip(columns, (0, -1, 0, 0), strict=True)):
-            raise ValueError("kinds or numbers below zero")
-        if (level.kind > OUTSIDE).any():
-            raise ValueError("kinds that there are not")
-        widths, boxes = half, below
-    if not np.array_equal(widths, space.tile_widths) or tree.leaves.shape != (boxes, len(widths)):
-        raise ValueError("tiles of other sizes")
-    if ((tree.leaves < 0) | (tree.leaves >= space.widths)).any():
-        raise ValueError("tiles outside the space")
-    sizes = [len(level.kind) for level in tree.levels] + [boxes]
-    for summary, size in zip(tree.summaries, sizes, strict=True):
-        columns = (summary.kind, summary.pairs, summary.full, summary.partial)
-        if any(x.shape != (size,) or (x < 0).any() for x in columns):
-            raise ValueError("a summary of another shape")
-        if (summary.kind > MIXED).any():
-            raise ValueError("kinds that there are not")
+    return Layout(tuple(candidate(c) for c in record["tried"]), int(record["proposed"]))

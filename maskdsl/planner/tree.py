@@ -12,6 +12,7 @@ holds a few boxes, whatever the extents.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from maskdsl.planner.boxes import EMPTY, FULL, MIXED, OUTSIDE, PARTIAL, Side, Sp
 MAX_BOXES = 4_000_000  # of one level
 MAX_INNER = 100_000  # of one level inside tiles: past them the pairs are evaluated one by one
 FEW_PAIRS = 2**17  # undecided pairs that are evaluated at once rather than split
+PAIRS_A_BOX = 2**10  # evaluating so many takes longer than looking at a box
 CHUNK = 2**20  # pairs evaluated at a time: what stays in the caches
 
 
@@ -96,7 +98,7 @@ class Tree:
             self.full = int(tiles[0]) if self.root_kind == FULL else 0
             self.partial = 0
             return
-        self.leaves, self.levels = self._grow(root, space.widths, space.tile_widths, limit)
+        self.leaves, self.levels = self.grow(root, space.widths, space.tile_widths, limit)
         self.rough = rough
         if rough:
             count = len(self.leaves)
@@ -121,7 +123,7 @@ class Tree:
         self.pairs = None if self.varies else self.certain
         self.full, self.partial = int(top.full[0]), int(top.partial[0])
 
-    def _grow(
+    def grow(
         self, boxes: np.ndarray, start: np.ndarray, stop: np.ndarray, limit: int
     ) -> tuple[np.ndarray, list[Level]]:
         """Split boxes of `start` widths down to `stop` widths: one box of each undecided class, and
@@ -192,7 +194,9 @@ class Tree:
     def _resolve_by_boxes(self, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Split tiles further, down to single pairs."""
         widths = self.space.tile_widths
-        boxes, levels = self._grow(tiles, widths, self.space.pair_widths, MAX_INNER)
+        count = len(tiles) * math.prod(s.grid.tile.lanes for s in self.space.sides)
+        limit = max(MAX_INNER, min(MAX_BOXES, count // PAIRS_A_BOX))
+        boxes, levels = self.grow(tiles, widths, self.space.pair_widths, limit)
         kind, pairs = self._resolve_by_pairs(boxes, 1)
         none = np.zeros_like(pairs)
         top = self._collapse(levels, Summary(kind, pairs, none, none))[0]
@@ -204,7 +208,7 @@ class Tree:
         pairs = [np.zeros(0, dtype=np.int64)]
         step = max(1, CHUNK // size)
         for i in range(0, len(boxes), step):
-            keep, valid, maybe = self._truth(boxes[i : i + step], single=size == 1)
+            keep, valid, maybe = self.truth(boxes[i : i + step], single=size == 1)
             kept = (keep & valid).sum((1, 2))
             possible = ((keep | maybe) & valid).sum((1, 2))
             total = valid.sum((1, 2))
@@ -222,11 +226,11 @@ class Tree:
         found = [np.zeros(0, dtype=bool)]
         step = max(1, CHUNK // (lanes[0] * lanes[1]))
         for i in range(0, len(self.leaves), step):
-            keep, valid, _ = self._truth(self.leaves[i : i + step], single=False)
+            keep, valid, _ = self.truth(self.leaves[i : i + step], single=False)
             found.append(decide(keep, valid))
         return np.concatenate(found)
 
-    def _truth(self, boxes: np.ndarray, single: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def truth(self, boxes: np.ndarray, single: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(kept, inside the space, undecided for lack of an input) of every pair of boxes."""
         leaves, valid = {}, np.ones((len(boxes), 1, 1), dtype=bool)
         for side in self.space.sides:

@@ -89,10 +89,10 @@ def check_call(
             if have != wanted:
                 shape = tuple(named[name].shape)
                 raise BindError(f"{name} has {what} {have}, {whose} is {wanted} (shape {shape})")
-    return Call(q, k, v, _inputs(program, batch, q.device, inputs))
+    return Call(q, k, v, check_inputs(program, batch, q.device, inputs))
 
 
-def _inputs(
+def check_inputs(
     program: Program, batch: int, device: torch.device, given: Mapping[str, Any]
 ) -> dict[str, torch.Tensor]:
     found = {}

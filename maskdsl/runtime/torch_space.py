@@ -24,7 +24,10 @@ class TorchSpace:
         return value
 
     def _tensor(self, x: Any) -> torch.Tensor:
-        return x if isinstance(x, torch.Tensor) else torch.as_tensor(x, device=self.device)
+        if isinstance(x, torch.Tensor):
+            return x
+        dtype = self.float_dtype if isinstance(x, float) else None
+        return torch.as_tensor(x, dtype=dtype, device=self.device)
 
     def to_int(self, x: Any) -> torch.Tensor:
         return self._tensor(x).to(torch.int64)
@@ -33,6 +36,8 @@ class TorchSpace:
         return self._tensor(x).to(self.float_dtype)
 
     def where(self, test: Any, a: Any, b: Any) -> Any:
+        if isinstance(a, float) and isinstance(b, float):
+            a = self._tensor(a)  # two floats of Python would make float32
         return torch.where(self._tensor(test), a, b)
 
     def isfinite(self, x: Any) -> Any:

@@ -8,7 +8,7 @@
 # tiles     128 queries by 128 keys
 # pairs     260,096 full, 4,096 partial, 260,096 empty tiles
 # walk      one run a row of full tiles; one run a row of partial tiles
-# proved    tiles divide the extents, 32 bits hold every int of the pattern
+# proved    tiles divide the extents, 32 bits hold every int of the pattern, every query keeps a key
 # target    sm_90, 8 warps, 3 stages
 
 import torch
@@ -139,8 +139,7 @@ def causal_forward(
         v_tile += v_step
         k_n_first += 128
 
-    # a query that keeps no key has weights of 0: zeros, and a log-sum-exp of minus infinity
-    acc = acc / tl.where(total == 0, 1.0, total)[:, None]
+    acc = acc / total[:, None]
     out_base = out_ptr + batch.to(tl.int64) * out_strides[0] + head.to(tl.int64) * out_strides[1]
     out_offsets = q_token[:, None] * out_strides[2] + dims[None, :] * out_strides[3]
     acc = acc.to(out_ptr.dtype.element_ty)

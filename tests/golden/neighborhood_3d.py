@@ -11,7 +11,7 @@
 # tiles     2x8x8 queries by 2x8x8 keys
 # pairs     0 full, 678,528 partial, 22,843,872 empty tiles
 # walk      no full tiles; runs of partial tiles
-# proved    32 bits hold every int of the pattern
+# proved    32 bits hold every int of the pattern, every query keeps a key
 # target    sm_90, 8 warps, 2 stages
 
 import torch
@@ -152,8 +152,7 @@ def natten_forward(
             v_tile += v_step
             k_w_first += 8
 
-    # a query that keeps no key has weights of 0: zeros, and a log-sum-exp of minus infinity
-    acc = acc / tl.where(total == 0, 1.0, total)[:, None]
+    acc = acc / total[:, None]
     out_base = out_ptr + batch.to(tl.int64) * out_strides[0] + head.to(tl.int64) * out_strides[1]
     out_offsets = q_token[:, None] * out_strides[2] + dims[None, :] * out_strides[3]
     acc = acc.to(out_ptr.dtype.element_ty)
