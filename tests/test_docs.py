@@ -30,7 +30,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "maskdsl"
 STD = PACKAGE / "language" / "std"
 MANUAL = ROOT / "docs" / "language.md"
-DOCUMENTS = {"README.md": ROOT / "README.md", "docs/language.md": MANUAL}
+DOCUMENTS = {
+    "README.md": ROOT / "README.md",
+    "docs/language.md": MANUAL,
+    "docs/planner.md": ROOT / "docs" / "planner.md",
+}
 FILES = sorted(p.stem for p in STD.glob("*.mask") if p.stem != "functions")
 
 
