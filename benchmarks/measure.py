@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -35,7 +36,7 @@ def versions(*packages: str) -> dict[str, str]:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "a checkout"
+            found[name] = "a checkout" if importlib.util.find_spec(name) else "absent"
     return found
 
 
