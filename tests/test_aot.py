@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from kernels import CASES, RANDOM, Case, random_plan
 
+import maskdsl
 from maskdsl import CompileError
-from maskdsl.codegen import Emitted, Spec, emit
+from maskdsl.codegen import BackwardEmission, Emitted, Spec, emit
+from maskdsl.codegen.spec import SHARED
+from maskdsl.runtime.compile import Kernel
 from maskdsl.runtime.resources import Resources, resources, resources_many
 
 LARGE = {
@@ -48,6 +53,83 @@ def compiled() -> dict[tuple[str, str], Resources]:
     return dict(zip(jobs, resources_many(list(jobs.values())), strict=True))
 
 
+@pytest.fixture(scope="module")
+def gradients() -> dict[tuple[str, str], Resources]:
+    """Backward modules by (case, target): all in one process."""
+    jobs: dict[tuple[str, str], tuple[str | Emitted, str]] = {}
+    for name, case in CASES.items():
+        for target in ("sm_80", "sm_90"):
+            inputs = [n for n, (_, kind) in case.inputs.items() if kind == "float"]
+            module = BackwardEmission(case.plan(), case.spec(target), inputs)
+            jobs[name, target] = module.emitted(), target
+    for seed in RANDOM[::3]:
+        module = BackwardEmission(random_plan(seed, odd=True)[1], Spec(16, 16, "float16"))
+        jobs[f"random {seed}", "sm_90"] = module.emitted(), "sm_90"
+    for name, case in LARGE.items():
+        for target in SHARED_BYTES:
+            jobs[f"large {name}", target] = large(case, target).backward_source, target
+    return dict(zip(jobs, resources_many(list(jobs.values())), strict=True))
+
+
+def large(case: Case, target: str) -> Kernel:
+    return maskdsl.compile(
+        case.mask(), case.head_dim, torch.bfloat16, backend="triton", target=target,
+        q_tile=case.q_tile, kv_tile=case.kv_tile,
+    )  # fmt: skip
+
+
+def test_every_backward_kernel_compiles(gradients: dict[tuple[str, str], Resources]) -> None:
+    for (name, target), found in gradients.items():
+        assert 0 < found.registers <= 255, (name, target)
+        assert found.shared <= SHARED_BYTES[target], (name, target)
+
+
+def test_large_backward_kernels_hardly_spill_and_use_the_tensor_cores(
+    gradients: dict[tuple[str, str], Resources],
+) -> None:
+    for name in LARGE:
+        for target, product in (("sm_80", "HMMA"), ("sm_90", "HGMMA")):
+            found = gradients[f"large {name}", target]
+            assert found.spills <= (128 if name == "video" else 64), (name, target)
+            assert found.instructions[product] > 0, (name, target)
+            assert found.instructions["MUFU.EX2"] > 0, (name, target)
+
+
+SCORES = {
+    "by_pair": "input x[n, n]: float keep near(n, 40) score logit * x[q.n, k.n]",
+    "by_key": "input x[n]: float keep near(n, 40) score logit + x[k.n]",
+    "by_distance": "input x[_]: float keep near(n, 40) score logit + x[q.n - k.n + 40]",
+    "sink": "input x[heads]: float keep causal(n) sink x[head] score tanh(logit) * x[head]",
+}
+
+
+def test_gradients_of_inputs_compile() -> None:
+    plans = [
+        maskdsl.parse(f"pattern p over (n) {text}").bind(n=500, heads=4, kv_heads=2).plan(32, 32)
+        for text in SCORES.values()
+    ]
+    spec = Spec(64, 64, "bfloat16")
+    jobs = [(BackwardEmission(p, spec, ["x"]).emitted(), "sm_90") for p in plans]
+    for name, found in zip(SCORES, resources_many(jobs), strict=True):
+        atomics = {"RED", "REDG", "ATOMG", "ATOM"} & found.instructions.keys()
+        assert bool(atomics) == name.startswith("by_"), name
+    assert resources(emit(plans[-1], spec)).registers > 0
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("target", SHARED)
+def test_backward_tiles_fit_every_target(target: str, dim: int) -> None:
+    for dtype in ("bfloat16", "float32"):
+        spec = Spec(dim, dim, dtype, target)
+        queries, keys = spec.backward_lanes
+        assert min(queries, keys) >= 16
+        if (target, dim, dtype) == ("gfx942", 256, "float32"):
+            with pytest.raises(CompileError, match="the gradients of tiles of 16 queries and 16"):
+                spec.backward_settings(queries, keys)
+        else:
+            assert spec.backward_settings(queries, keys)[1] >= 1
+
+
 def test_every_kernel_compiles(compiled: dict[tuple[str, str], Resources]) -> None:
     for (name, target), found in compiled.items():
         assert 0 < found.registers <= 255, (name, target)
@@ -69,12 +151,16 @@ def test_amd() -> None:
     case = CASES["window"]
     found = resources(emit(case.plan(), case.spec("gfx942")), target="gfx942")
     assert any("mfma" in opcode for opcode in found.instructions)
+    case = replace(LARGE["causal"], q_tile=(64,), kv_tile=(64,))
+    found = large(case, "gfx942").resources(direction="backward")
+    assert any("mfma" in opcode for opcode in found.instructions)
+    assert found.shared <= SHARED["gfx942"]
 
 
 def test_errors_have_one_line() -> None:
     with pytest.raises(CompileError, match="no target 'cpu'"):
         resources("", target="cpu")
     with pytest.raises(CompileError, match="no kernel for the direction 'sideways'"):
-        resources("", direction="sideways")
+        large(LARGE["causal"], "sm_90").resources(direction="sideways")
     with pytest.raises(CompileError, match="could not compile the kernel for sm_90: "):
         resources("import nothing_of_the_kind", target="sm_90")

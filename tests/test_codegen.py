@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from kernels import CASES, RADIAL, Case
 
 import maskdsl
 from maskdsl import CompileError, Tile
-from maskdsl.codegen import emit, walk_tables
+from maskdsl.codegen import BackwardEmission, emit, walk_tables
 from maskdsl.codegen.sides import by_sides
 from maskdsl.codegen.tabulate import left_over, tabulate
 from maskdsl.codegen.walk import make_walk
@@ -100,25 +101,37 @@ def test_what_cannot_be_exact_is_refused() -> None:
         left_over(tabulate(program.keep), None)
 
 
+@pytest.mark.parametrize("home", ["q", "k"])
 @pytest.mark.parametrize("name", CASES)
-def test_the_walk_visits_what_the_plan_visits(name: str) -> None:
+def test_the_walk_visits_what_the_plan_visits(name: str, home: str) -> None:
     plan = CASES[name].plan()
-    walk = make_walk(plan)
+    walk = make_walk(plan, home)
+    tiles = plan.q_tiles if home == "q" else plan.kv_tiles
     for head in range(plan.program.heads):
-        own = int(walk.head_class[head]) * plan.q_tiles
-        for row in range(own, own + plan.q_tiles):
-            want = dict(plan.rows(head)[int(walk.rows[row])])
+        visits = [(q, k, kind) for q, row in enumerate(plan.rows(head)) for k, kind in row]
+        own = int(walk.head_class[head]) * tiles
+        for row in range(own, own + tiles):
+            at = int(walk.rows[row])
+            want = {k if home == "q" else q: x for q, k, x in visits if at == (q, k)[home == "k"]}
             found = {}
-            for kind, visits in (("full", walk.full), ("partial", walk.partial)):
-                if visits.runs is None:
+            for kind, part in (("full", walk.full), ("partial", walk.partial)):
+                if part.runs is None:
                     continue
                 first, end = row, row + 1
-                if visits.offsets is not None:
-                    first, end = visits.offsets[row], visits.offsets[row + 1]
-                for start, count in visits.runs[first:end]:
+                if part.offsets is not None:
+                    first, end = part.offsets[row], part.offsets[row + 1]
+                for start, count in part.runs[first:end]:
                     found |= {int(start) + i: kind for i in range(count)}
             assert found.keys() == want.keys()
             assert all(kind == "partial" or want[tile] == "full" for tile, kind in found.items())
+
+
+def test_heads_that_share_keys_walk_the_key_tiles_in_one_order() -> None:
+    text = "pattern p over (n) keep causal(n) and (head % 2 == 0 or near(n, 20))"
+    plan = maskdsl.parse(text).bind(n=200, heads=4, kv_heads=2).plan(16, 16)
+    orders = make_walk(plan, "k").rows.reshape(2, plan.kv_tiles)
+    np.testing.assert_array_equal(orders[0], orders[1])
+    assert (make_walk(plan).rows.reshape(2, plan.q_tiles)[0] != orders[0]).any()
 
 
 def test_full_runs_hold_no_tile_that_crosses_an_edge() -> None:
@@ -144,7 +157,9 @@ def test_emission_is_deterministic_and_keys_tell_plans_apart() -> None:
     assert first.source == second.source
     assert first.key == second.key
     keys = {emit(c.plan(), c.spec(t)).key for c in CASES.values() for t in ("sm_80", "sm_90")}
-    assert len(keys) == 2 * len(CASES)
+    keys |= {BackwardEmission(c.plan(), c.spec()).key for c in CASES.values()}
+    keys.add(BackwardEmission(case.plan(), case.spec(), ["slope"]).key)
+    assert len(keys) == 3 * len(CASES) + 1
 
 
 def test_names_of_axes_and_patterns_do_not_clash_with_the_kernel() -> None:
@@ -178,19 +193,36 @@ def test_golden(name: str, request: pytest.FixtureRequest) -> None:
     case = GOLDENS[name]
     spec = case.spec()
     source = emit(case.plan(), type(spec)(spec.head_dim, spec.value_dim, "bfloat16")).source
+    check_golden(name, source, request)
+    assert len(source.splitlines()) < 200
+
+
+@pytest.mark.parametrize("name", ["causal", "neighborhood_3d"])
+def test_backward_golden(name: str, request: pytest.FixtureRequest) -> None:
+    case = GOLDENS[name]
+    kernel = maskdsl.compile(
+        case.mask(), case.head_dim, torch.bfloat16, backend="triton", target="sm_90",
+        q_tile=case.q_tile, kv_tile=case.kv_tile,
+    )  # fmt: skip
+    check_golden(f"{name}_backward", kernel.backward_source, request)
+    assert len(kernel.backward_source.splitlines()) < 400  # two kernels and what launches them
+
+
+def check_golden(name: str, source: str, request: pytest.FixtureRequest) -> None:
     path = GOLDEN / f"{name}.py"
     if request.config.getoption("--refresh-goldens"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(source)
     assert source == path.read_text()
-    assert len(source.splitlines()) < 200
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_sources_are_formatted(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "kernel.py"
-    path.write_text(emit(CASES[name].plan(), CASES[name].spec()).source)
-    command = ["format", "--isolated", "--line-length", "100", "--diff", str(path)]
+    case = CASES[name]
+    (tmp_path / "forward.py").write_text(emit(case.plan(), case.spec()).source)
+    backward = BackwardEmission(case.plan(), case.spec(), ["slope"])
+    (tmp_path / "backward.py").write_text(backward.render())
+    command = ["format", "--isolated", "--line-length", "100", "--diff", str(tmp_path)]
     ruff = pytest.importorskip("ruff", reason="ruff is a tool of the developers")
     done = subprocess.run(
         [sys.executable, "-m", ruff.__name__, *command], capture_output=True, text=True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,15 +25,27 @@ class Argument:
     type: str = ""
 
 
-def arguments_of(dtype: str, walk: Walk, arrays: Mapping[str, Array], text: str) -> list[Argument]:
-    """All but OFFSETS, in order; `text` is that of all expressions."""
-    float_type = TYPES[dtype]
-    found = [Argument(f"{n}_ptr", "", float_type) for n in ("q", "k", "v", "out")]
-    found.append(Argument("lse_ptr", "", "*fp32"))
-    found += [Argument(f"{n}_strides", "") for n in ("q", "k", "v", "out")]
+def arguments_of(
+    dtype: str,
+    tensors: Sequence[str],
+    per_query: Sequence[str],
+    batch_heads: str,
+    walk: Walk,
+    arrays: Mapping[str, Array],
+    text: str,
+) -> list[Argument]:
+    """All but OFFSETS, in order.
+
+    tensors: of tokens, in `dtype`, with strides. per_query: contiguous float32 (batch, heads,
+    queries). batch_heads: how many times all rows are walked, in the launch's words. text: of all
+    expressions.
+    """
+    found = [Argument(f"{n}_ptr", "", TYPES[dtype]) for n in tensors]
+    found += [Argument(f"{n}_ptr", "", "*fp32") for n in per_query]
+    found += [Argument(f"{n}_strides", "") for n in tensors]
     found.append(Argument("scale", "scale"))
     if not walk.even:
-        found.append(Argument("batch_heads", "batch * HEADS.value"))
+        found.append(Argument("batch_heads", batch_heads))
         found.append(Argument("heads_at_once", "heads_at_once"))
     found += [Argument(n, f'walk["{n}"]', "*i32") for n in walk.tables()]
     for name, array in arrays.items():

@@ -46,8 +46,13 @@ class Axis:
     clamp: str
 
 
-def axes_of(side: str, names: tuple[str, ...], grid: Grid, tile: str, indexing: bool) -> list[Axis]:
-    """One Axis per axis; `tile` is the variable with the flattened tile number."""
+def axes_of(
+    side: str, names: tuple[str, ...], grid: Grid, home: bool, indexing: bool
+) -> list[Axis]:
+    """One Axis per axis. home: whether a program holds one tile of this side, and does not walk
+    them. indexing: whether coordinates index memory.
+    """
+    tile = "tile" if home else "first"  # the variable with the flattened tile number
     if grid.tile.lanes < 16:
         what = "queries" if side == "q" else "keys"
         raise CompileError(f"a kernel's tile needs at least 16 {what}, not {grid.tile}")
@@ -78,7 +83,7 @@ def axes_of(side: str, names: tuple[str, ...], grid: Grid, tile: str, indexing: 
         lane_name = lane if lane == f"{side}_lane" else f"{side}_lane_{name}"
         bounds = []
         if pitch < size:
-            bounds.append(f"{place} < {pitch}" if side == "q" else f"{lane_name} < {pitch * step}")
+            bounds.append(f"{place} < {pitch}" if home else f"{lane_name} < {pitch * step}")
         if start < 0:
             bounds.append(f"{variable} >= 0")
         if extent % span or start < 0:

@@ -18,7 +18,14 @@ from maskdsl.ir.nodes import Array, Node
 
 LINE = 100
 _PREFIX = {
-    Stage.ONCE: "once", Stage.ROW: "row", Stage.RUN: "run", Stage.KEY: "key", Stage.PAIR: "pair",
+    "q": {
+        Stage.ONCE: "once", Stage.ROW: "row", Stage.RUN: "run", Stage.KEY: "key",
+        Stage.PAIR: "pair",
+    },
+    "k": {
+        Stage.ONCE: "once", Stage.ROW: "key", Stage.RUN: "run", Stage.KEY: "row",
+        Stage.PAIR: "pair",
+    },
 }  # fmt: skip
 
 
@@ -46,14 +53,14 @@ class Statement:
 class Printed:
     """What a kernel needs to evaluate expressions.
 
-    statements: in order. roots: text of each root, for pairs. needed: per root, the names it needs.
-    helpers: functions used.
-    arrays: tables and inputs read, by name. indexing: sides ("q", "k") whose coordinates index
-    memory.
+    statements: in order. roots: text of each root, for pairs; plain: at its own stage. needed: per
+    root, the names it needs. helpers: functions used. arrays: tables and inputs read, by name.
+    indexing: sides ("q", "k") whose coordinates index memory.
     """
 
     statements: list[Statement] = field(default_factory=list)
     roots: dict[str, Text] = field(default_factory=dict)
+    plain: dict[str, Text] = field(default_factory=dict)
     needed: dict[str, frozenset[str]] = field(default_factory=dict)
     helpers: set[str] = field(default_factory=set)
     arrays: dict[str, Array] = field(default_factory=dict)
@@ -78,22 +85,30 @@ def print_roots(
     roots: Mapping[str, tuple[Node, bool]],
     coordinates: Mapping[tuple[str, str], str],
     last_axis: str,
+    home: str = "q",
+    numbers: dict[str, int] | None = None,
 ) -> Printed:
     """Text of expressions over all pairs of a tile.
 
     roots: name to (node, exact). coordinates: (side, axis) to the variable that holds it.
-    last_axis: the key axis that moves within a run.
+    last_axis: the axis that moves within a run. home: the side whose tile a program holds.
+    numbers: of tables without a name, by content; kernels of one module share them.
     """
-    stage = stages([n for n, _ in roots.values()], last_axis)
-    return Printer(coordinates, stage).run(roots)
+    stage = stages([n for n, _ in roots.values()], last_axis, home)
+    return Printer(coordinates, stage, home, {} if numbers is None else numbers).run(roots)
 
 
 class Printer:
     """One run: what was named so far."""
 
     def __init__(
-        self, coordinates: Mapping[tuple[str, str], str], stage: Mapping[Node, Stage]
+        self,
+        coordinates: Mapping[tuple[str, str], str],
+        stage: Mapping[Node, Stage],
+        home: str,
+        numbers: dict[str, int],
     ) -> None:
+        self.prefix = _PREFIX[home]
         self.coordinates = coordinates
         self.stage = stage
         self.has_float: dict[Node, bool] = {}
@@ -106,7 +121,7 @@ class Printer:
         self.counts = dict.fromkeys(Stage, 0)
         self.names: dict[Key, list[str]] = {}  # what each node needs, its own name last
         self.tops: dict[Key, str] = {}
-        self.numbers: dict[str, int] = {}  # of tables without a name, by content
+        self.numbers = numbers
         self.out = Printed()
 
     def run(self, roots: Mapping[str, tuple[Node, bool]]) -> Printed:
@@ -121,6 +136,7 @@ class Printer:
             self.texts[key] = text if leaf or short else self.name(key, text)
         for name, key in tops.items():
             self.out.roots[name] = self.use(key, Stage.PAIR)
+            self.out.plain[name] = self.texts[key]
             below = set(self._order([key]))
             needed = (n for k in below for n in self.names.get(k, ()))
             self.out.needed[name] = frozenset(needed)
@@ -187,7 +203,7 @@ class Printer:
                 self.names.setdefault(key, []).append(name)
                 return Text(name)
         if not name:
-            name = f"{_PREFIX[stage]}{self.counts[stage]}"
+            name = f"{self.prefix[stage]}{self.counts[stage]}"
             self.counts[stage] += 1
         self.names.setdefault(key, []).append(name)
         self.out.statements.append(Statement(stage, name, text.text, parts))

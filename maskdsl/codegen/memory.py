@@ -120,3 +120,17 @@ def _checks(array: Array, name: str, i: int, arg: Node, index: Text) -> list[Tex
         limit = f"{name}_sizes[{i}]" if extent is None else str(extent)
         found.append(Text(f"{index.within(OR)} < {limit}", COMPARE))
     return found
+
+
+def address_parts(node: Node, name: str, indices: list[Text]) -> tuple[list[str], list[str]]:
+    """(offsets, checks) of an input's element: what each index adds to the address, and that it
+    lies inside.
+    """
+    array: Array = node.value
+    offsets, checks = [], []
+    for i, (arg, index) in enumerate(zip(node.args, indices, strict=True)):
+        if not (arg.is_const and arg.value == 0):
+            offsets.append(_offset(array, name, i, arg, index).text)
+        if checked(node, i):
+            checks += [check.text for check in _checks(array, name, i, arg, index)]
+    return offsets, checks

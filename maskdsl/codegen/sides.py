@@ -1,9 +1,9 @@
 """What an expression depends on, and moving the parts of one side together.
 
-A pattern is evaluated for a tile of queries against a tile of keys: what depends on the query alone
-is worked out once per row of tiles, on the key alone once per run or tile of keys, and only the
-rest for every pair. So sums are split by side, and comparisons of ints are written with queries on
-one side and keys on the other.
+A program holds a tile of one side (home: queries, or keys for their gradients) and walks tiles of
+the other (away). What depends on the home side alone is worked out once per program, on the other
+alone once per run or tile, and only the rest for every pair. So sums are split by side, and
+comparisons of ints are written with queries on one side and keys on the other.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ class Stage(IntEnum):
     """When a value is known; a later stage can use the earlier ones."""
 
     ONCE = 0  # a scalar of the program: the head, the batch
-    ROW = 1  # one value per query of the tile
-    RUN = 2  # one value per key, the same for a run of key tiles
-    KEY = 3  # one value per key
+    ROW = 1  # one value per token of the home tile
+    RUN = 2  # one value per token of the other side, the same for a run of tiles
+    KEY = 3  # one value per token of the other side
     PAIR = 4
 
 
-def stages(roots: list[Node], last_axis: str) -> dict[Node, Stage]:
-    """The stage of every node; within a run of key tiles only the last key axis moves."""
+def stages(roots: list[Node], last_axis: str, home: str = "q") -> dict[Node, Stage]:
+    """The stage of every node; within a run of tiles only the last axis of the side away from home
+    moves.
+    """
     found: dict[Node, Stage] = {}
     for node in postorder(*roots):
         if node.op == "coord":
             side, axis = node.value
             found[node] = (
-                Stage.ROW if side == "q" else Stage.KEY if axis == last_axis else Stage.RUN
+                Stage.ROW if side == home else Stage.KEY if axis == last_axis else Stage.RUN
             )
         elif node.op == "logit":
             found[node] = Stage.PAIR

@@ -13,6 +13,7 @@ SHARED = {
     "sm_100": 227 << 10, "sm_103": 227 << 10, "sm_120": 99 << 10, "gfx942": 64 << 10,
     "gfx950": 160 << 10,
 }  # fmt: skip
+WARPGROUPS = ("sm_90", "sm_100", "sm_103")  # multiply matrices of shared memory, not of registers
 MAX_DIM = 256
 
 
@@ -60,9 +61,49 @@ class Spec:
             used = (queries * padded(self.head_dim) + stages * keys * both) * size
             if used + queries * keys * size <= SHARED[self.target]:
                 return warps, stages
-        raise CompileError(
-            f"tiles of {queries} queries and {keys} keys with head_dim {self.head_dim} do not fit "
-            f"the {SHARED[self.target] >> 10} KiB of shared memory of {self.target}: take smaller"
+        raise self._too_large(queries, keys)
+
+    @property
+    def backward_lanes(self) -> tuple[int, int]:
+        """The most (queries, keys) of the backward kernels' tiles: a program holds two gradients of
+        its keys and two matrices of scores in registers, so that larger tiles spill.
+        """
+        queries, keys = 64, 128 if self.target in WARPGROUPS else 64
+        if self.dtype == "float32":
+            queries, keys = 32, 32
+        if max(padded(self.head_dim), padded(self.value_dim)) > 128:
+            queries, keys = 32, max(32, keys // 2)
+        while self._backward_stages(queries, keys) == 0 and queries + keys > 32:
+            if queries >= keys:
+                queries //= 2
+            else:
+                keys //= 2
+        return queries, keys
+
+    def backward_settings(self, queries: int, keys: int) -> tuple[int, int]:
+        """As `settings`, for both backward kernels."""
+        dims = max(padded(self.head_dim), padded(self.value_dim))
+        many = queries * max(keys, dims) >= (32 * 64 if self.dtype == "float32" else 64 * 128)
+        stages = self._backward_stages(queries, keys)
+        if stages == 0:
+            raise self._too_large(queries, keys, "the gradients of ")
+        return self.num_warps or (8 if many else 4), self.num_stages or stages
+
+    def _backward_stages(self, queries: int, keys: int) -> int:
+        """Pipeline stages for which shared memory suffices; 0 where it never does."""
+        size = BYTES[self.dtype]
+        both = padded(self.head_dim) + padded(self.value_dim)
+        for stages in (2, 1):
+            held = max(queries + stages * keys, keys + stages * queries) * both
+            if (held + queries * keys) * size <= SHARED[self.target]:
+                return stages
+        return 0
+
+    def _too_large(self, queries: int, keys: int, what: str = "") -> CompileError:
+        return CompileError(
+            f"{what}tiles of {queries} queries and {keys} keys with head_dim {self.head_dim} do "
+            f"not fit the {SHARED[self.target] >> 10} KiB of shared memory of {self.target}: "
+            "take smaller"
         )
 
 

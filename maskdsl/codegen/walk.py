@@ -1,4 +1,7 @@
-"""How a kernel walks its plan, as data: the order of the rows and the runs of key tiles of each.
+"""How a kernel walks its plan, as data: the order of the rows and the runs of tiles of each.
+
+A row is a tile of the side that a program holds (home): of queries, with the runs of key tiles it
+visits, or of keys, with those of query tiles.
 
 Full runs hold only tiles with all their lanes inside the space: those that cross an edge are walked
 with the partial ones, so that the loop over full tiles needs neither masks nor bounds.
@@ -10,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maskdsl.planner import Grid, Plan
+from maskdsl.planner import Grid, HeadClass, Plan
+from maskdsl.planner.transpose import transposed
 
 EVEN = 1.25  # longest row over the mean, up to which rows are walked as they lie
 PARTIAL_COST = 1.5  # of a partial tile, in full ones: only the order of the rows depends on it
@@ -20,7 +24,7 @@ PARTIAL_COST = 1.5  # of a partial tile, in full ones: only the order of the row
 class Visits:
     """Runs of one kind. mode: "none"; "one", at most one run a row; or "many".
 
-    offsets: int32 (rows + 1,), where mode is "many". runs: int32 (runs, 2) of first key tile and
+    offsets: int32 (rows + 1,), where mode is "many". runs: int32 (runs, 2) of first tile and
     count, row after row (for "one": of each row, with count 0 where it has none). tiles: visited.
     """
 
@@ -32,12 +36,13 @@ class Visits:
 
 @dataclass(frozen=True)
 class Walk:
-    """rows: int32 (classes * query tiles,), the query tile of each row of the walk, per head class
-    the longest first (as they lie where they are even).
+    """rows: int32 (classes * tiles,), the home tile of each row of the walk, per head class the
+    longest first (as they lie where they are even).
 
-    head_class: int32 (heads,). even: whether all rows are as long.
+    home: "q" or "k". head_class: int32 (heads,). even: whether all rows are as long.
     """
 
+    home: str
     rows: np.ndarray
     in_order: bool
     head_class: np.ndarray
@@ -46,18 +51,22 @@ class Walk:
     partial: Visits
     even: bool
 
+    def table(self, name: str) -> str:
+        """The argument's name: tables of the transposed walk stand beside the others."""
+        return name if self.home == "q" else f"key_{name}"
+
     def tables(self) -> dict[str, np.ndarray]:
         """The arguments of the kernel, by name, int32."""
         found: dict[str, np.ndarray] = {}
         if self.classes > 1:
             found["head_class"] = self.head_class
         if not self.in_order:
-            found["rows"] = self.rows
+            found[self.table("rows")] = self.rows
         for kind, visits in (("full", self.full), ("partial", self.partial)):
             if visits.offsets is not None:
-                found[f"{kind}_offsets"] = visits.offsets
+                found[self.table(f"{kind}_offsets")] = visits.offsets
             if visits.runs is not None:
-                found[f"{kind}_runs"] = visits.runs.reshape(-1)
+                found[self.table(f"{kind}_runs")] = visits.runs.reshape(-1)
         return found
 
 
@@ -66,22 +75,29 @@ def walk_tables(plan: Plan) -> dict[str, np.ndarray]:
     return make_walk(plan).tables()
 
 
-def make_walk(plan: Plan) -> Walk:
-    """The rows of all head classes, one after the other."""
-    tiles = plan.q_tiles
-    order, parts, lengths = [], [], []
-    for number, alike in enumerate(plan.head_classes):
-        runs = alike.runs
-        row, first, count, full = cut(
-            plan.kv_grid_, runs.row_of(), runs.first, runs.count, runs.full
-        )
-        cost = np.bincount(row, count * np.where(full, 1.0, PARTIAL_COST), minlength=tiles)
+def make_walk(plan: Plan, home: str = "q") -> Walk:
+    """The rows of all head classes, one after the other.
+
+    home: "q" for rows of query tiles, "k" for rows of key tiles.
+    """
+    tiles = plan.q_tiles if home == "q" else plan.kv_tiles
+    found, lengths = [], []
+    for alike in plan.head_classes:
+        row, first, count, full = visits_of(plan, alike, home)
+        found.append((row, first, count, full))
+        lengths.append(np.bincount(row, count * np.where(full, 1.0, PARTIAL_COST), minlength=tiles))
+    if home == "k" and plan.program.heads > plan.program.kv_heads:
+        # a program sums over all query heads of a key head, whose classes may differ
+        weights = [len(c.heads) for c in plan.head_classes]
+        together = np.sum([n * x for n, x in zip(weights, lengths, strict=True)], axis=0)
+        lengths = [together] * len(lengths)
+    order, parts = [], []
+    for number, (cost, (row, first, count, full)) in enumerate(zip(lengths, found, strict=True)):
         even = cost.max() <= EVEN * cost.mean()
         longest = np.arange(tiles) if even else np.argsort(-cost, kind="stable")
         rank = np.empty(tiles, dtype=np.int64)
         rank[longest] = np.arange(tiles)
         order.append(longest)
-        lengths.append(cost)
         parts.append((number * tiles + rank[row], first, count, full))
     rows = np.concatenate(order)
     row, first, count, full = (np.concatenate(x) for x in zip(*parts, strict=True))
@@ -92,6 +108,7 @@ def make_walk(plan: Plan) -> Walk:
         head_class[list(alike.heads)] = number
     cost = np.concatenate(lengths)
     return Walk(
+        home=home,
         rows=rows.astype(np.int32),
         in_order=len(plan.head_classes) == 1 and bool(np.all(np.diff(rows) == 1)),
         head_class=head_class,
@@ -100,6 +117,17 @@ def make_walk(plan: Plan) -> Walk:
         partial=_visits(row[~full], first[~full], count[~full], len(rows)),
         even=bool(cost.max() <= EVEN * cost.mean()),
     )
+
+
+def visits_of(
+    plan: Plan, alike: HeadClass, home: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(row, first tile, count, full) of the runs of one head class, cut for the kernel's loops."""
+    runs, away = alike.runs, plan.kv_grid_
+    if home == "k":
+        away = plan.q_grid_
+        runs = transposed(runs, plan.kv_tiles, away.shape[-1])
+    return cut(away, runs.row_of(), runs.first, runs.count, runs.full)
 
 
 def _visits(row: np.ndarray, first: np.ndarray, count: np.ndarray, rows: int) -> Visits:

@@ -4,25 +4,28 @@ function.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from maskdsl.codegen import Emission, Spec
+from maskdsl.codegen import BackwardEmission, Emission, Spec
 from maskdsl.errors import BindError, CompileError, nearest
 from maskdsl.language.binding import real, whole
 from maskdsl.pattern import Mask, Pattern
-from maskdsl.planner import Plan, TilesLike
+from maskdsl.planner import Plan, Tile, TilesLike
 from maskdsl.runtime.boundary import DTYPES, Call, Shapes, check_call
 from maskdsl.runtime.reference import Reference
 from maskdsl.runtime.resources import Resources, resources
 from maskdsl.runtime.torch_backend import TorchBackend
-from maskdsl.runtime.triton_backend import LEAST_SCALE, TritonForward
+from maskdsl.runtime.triton_autograd import TritonAttention
+from maskdsl.runtime.triton_backend import LEAST_SCALE
 
 BACKENDS = ("auto", "triton", "torch", "reference")
 LAYOUTS = ("bhnd", "bnhd")
+DIRECTIONS = ("forward", "backward")
 
 
 def compile(  # noqa: A001 (the public name)
@@ -110,10 +113,28 @@ class Kernel:
             return self.mask.plan(q_tile, kv_tile, target=self.target, head_dim=dim)
         return self.mask.plan(q_tile, kv_tile)
 
+    @cached_property
+    def backward_plan(self) -> Plan:
+        """The tiles that the backward kernels visit: the forward's, halved until they fit."""
+        plan = self.plan
+        if plan.program.segmented:
+            return plan
+        most = self._spec.backward_lanes
+        grids = (plan.q_grid_, plan.kv_grid_)
+        q_tile, kv_tile = (smaller(g.tile, n) for g, n in zip(grids, most, strict=True))
+        if (q_tile, kv_tile) == (plan.q_tile, plan.kv_tile):
+            return plan
+        return self.mask.plan(q_tile, kv_tile)
+
     @property
     def source(self) -> str:
         """The emitted Triton module. Raises CompileError where the plan is beyond kernels."""
         return self._emission.render()
+
+    @property
+    def backward_source(self) -> str:
+        """The emitted Triton module for gradients. Raises CompileError as `source` does."""
+        return BackwardEmission(self.backward_plan, self._spec).render()
 
     @property
     def key(self) -> str:
@@ -123,9 +144,14 @@ class Kernel:
     def resources(self, target: str | None = None, direction: str = "forward") -> Resources:
         """Registers, spills, shared memory and instructions, compiled ahead of time without a GPU.
 
-        Raises CompileError.
+        direction: "forward", or "backward": the most that one of its kernels takes, and the
+        instructions of all. Raises CompileError.
         """
-        return resources(self.source, target or self.target, direction)
+        if direction not in DIRECTIONS:
+            known = ", ".join(DIRECTIONS)
+            raise CompileError(f"there is no kernel for the direction '{direction}' ({known})")
+        source = self.source if direction == "forward" else self.backward_source
+        return resources(source, target or self.target)
 
     def _backend(self) -> Callable[[Call, bool], tuple[torch.Tensor, torch.Tensor | None]]:
         program = self.mask.program
@@ -134,8 +160,7 @@ class Kernel:
             return lambda call, _: reference(call)
         if self.backend == "torch":
             return TorchBackend(self.plan, self.scale)
-        forward = TritonForward(self.plan, self._spec, self.scale)
-        return lambda call, lse: forward(call.q, call.k, call.v, call.inputs, lse)
+        return TritonAttention(self.plan, lambda: self.backward_plan, self._spec, self.scale)
 
     def __call__(
         self,
@@ -168,7 +193,7 @@ class Kernel:
         return (out, lse) if return_lse else out
 
     def _launch(self, call: Call, return_lse: bool) -> Any:
-        if self.backend == "reference":
+        if self.backend != "torch":
             return self._run(call, return_lse)
         tensors = (call.q, call.k, call.v, *call.inputs.values())
         if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
@@ -180,6 +205,21 @@ class Kernel:
 
     def __repr__(self) -> str:
         return f"<kernel of {self.mask!r} ({self.backend})>"
+
+
+def smaller(tile: Tile, lanes: int) -> Tile:
+    """The tile, halved along its longest axes until it has at most so many lanes. Axes whose tiles
+    leave lanes empty keep their size.
+    """
+    size, pitch = list(tile.size), list(tile.pitch)
+    while math.prod(size) > lanes:
+        axes = [i for i, (n, p) in enumerate(zip(size, pitch, strict=True)) if n == p > 1]
+        if not axes:
+            break
+        longest = max(axes, key=lambda i: size[i])
+        size[longest] //= 2
+        pitch[longest] //= 2
+    return Tile(tuple(size), tile.step, tile.origin, tuple(pitch), tile.wrap)
 
 
 def _target_at_hand() -> str:

@@ -30,6 +30,7 @@ class Resources:
     memory of a block.
 
     instructions: opcode to count in the machine code; `MUFU` is counted by function (`MUFU.EX2`).
+    Of a module with several kernels: the most that one of them takes, and all their instructions.
     """
 
     registers: int
@@ -38,21 +39,15 @@ class Resources:
     instructions: Mapping[str, int]
 
 
-def resources(
-    kernel: str | Emitted, target: str = "sm_90", direction: str = "forward"
-) -> Resources:
-    """Resources of an emitted kernel on a target such as `sm_90`. Raises CompileError."""
-    return resources_many([(kernel, target)], direction)[0]
+def resources(kernel: str | Emitted, target: str = "sm_90") -> Resources:
+    """Resources of an emitted module on a target such as `sm_90`. Raises CompileError."""
+    return resources_many([(kernel, target)])[0]
 
 
-def resources_many(
-    jobs: Sequence[tuple[str | Emitted, str]], direction: str = "forward"
-) -> list[Resources]:
+def resources_many(jobs: Sequence[tuple[str | Emitted, str]]) -> list[Resources]:
     """Resources of several (kernel, target), compiled in one process. Raises CompileError for the
     first that fails.
     """
-    if direction != "forward":
-        raise CompileError(f"there is no kernel for the direction '{direction}' (known: forward)")
     for _, target in jobs:
         if not re.fullmatch(r"sm_\d+|gfx[0-9a-f]+", target):
             raise CompileError(f"there is no target '{target}' (such as sm_90 or gfx942)")
@@ -94,27 +89,47 @@ def main() -> None:
             path = Path(folder) / f"kernel_{i}.py"
             path.write_text(job["source"], encoding="utf-8")
             try:
-                found.append(asdict(_compile(path, job["target"])))
+                found.append(asdict(_together(_compile(path, job["target"]))))
             except Exception as error:  # whatever triton raises is the job's answer
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 found.append({"error": lines[-1][:300]})
     sys.stdout.write("\n" + json.dumps(found) + "\n")
 
 
-def _compile(path: Path, target: str) -> Resources:
+def _together(kernels: Sequence[Resources]) -> Resources:
+    counts: Counter[str] = Counter()
+    for one in kernels:
+        counts.update(one.instructions)
+    return Resources(
+        max(one.registers for one in kernels),
+        max(one.spills for one in kernels),
+        max(one.shared for one in kernels),
+        dict(sorted(counts.items())),
+    )
+
+
+def _compile(path: Path, target: str) -> list[Resources]:
+    """Of each kernel of a module."""
     import triton
     from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import JITFunction
 
     module = _load(path)
     if target.startswith("sm_"):
         machine = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     else:
         machine = GPUTarget("hip", target, 64)
-    compiled = triton.compile(_as_called(module), target=machine, options=module["OPTIONS"])
-    shared = compiled.metadata.shared
-    if "cubin" in compiled.asm:
-        return _of_cubin(compiled.asm["cubin"], shared)
-    return _of_amdgcn(compiled.asm["amdgcn"], shared)
+    functions = [x for x in module.values() if isinstance(x, JITFunction)]
+    found = []
+    for kernel in (f for f in functions if "q_ptr" in f.arg_names):
+        source = _as_called(kernel, module)
+        compiled = triton.compile(source, target=machine, options=module["OPTIONS"])
+        shared = compiled.metadata.shared
+        if "cubin" in compiled.asm:
+            found.append(_of_cubin(compiled.asm["cubin"], shared))
+        else:
+            found.append(_of_amdgcn(compiled.asm["amdgcn"], shared))
+    return found
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -123,15 +138,11 @@ def _load(path: Path) -> dict[str, Any]:
     return module
 
 
-def _as_called(module: dict[str, Any]) -> Any:
+def _as_called(kernel: Any, module: dict[str, Any]) -> Any:
     """The kernel with the types that a call with aligned, contiguous tensors gives it."""
     import triton.language as tl
     from triton.compiler import ASTSource
-    from triton.runtime.jit import JITFunction
 
-    kernel = next(
-        x for x in module.values() if isinstance(x, JITFunction) and "q_ptr" in x.arg_names
-    )
     signature: dict[str, Any] = {}
     constants: dict[Any, Any] = {}
     aligned: dict[Any, Any] = {}
@@ -148,12 +159,13 @@ def _as_called(module: dict[str, Any]) -> Any:
         elif name.endswith(("_strides", "_sizes")):
             read = re.findall(rf"\b{name}\[(\d+)\]", kernel.src)
             rank = 1 + max(map(int, read), default=0)
-            of_tensor = name in ("q_strides", "k_strides", "v_strides", "out_strides")
+            tensor = name.removesuffix("_strides")
+            of_tensor = f"{tensor}_ptr" in module["POINTERS"]
             types = ["i32"] * rank
             if of_tensor:
                 types[-1] = "constexpr"
                 constants[(i, rank - 1)] = 1
-                dim = "HEAD_DIM" if name[0] in "qk" else "VALUE_DIM"
+                dim = "HEAD_DIM" if tensor in ("q", "k", "dq", "dk") else "VALUE_DIM"
                 if dim not in module or module[dim].value % 16 == 0:
                     aligned |= {(i, j): sixteen for j in range(rank - 1)}
             signature[name] = tuple(types)

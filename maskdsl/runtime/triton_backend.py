@@ -1,14 +1,15 @@
-"""The Triton backend: emits a plan's kernel, loads it from the cache and launches it."""
+"""The Triton backend: emits a plan's kernels, loads them from the cache and launches them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from maskdsl.codegen import Emission, Spec
+from maskdsl.codegen import BackwardEmission, Emission, Spec
 from maskdsl.errors import CompileError
 from maskdsl.planner import Plan
 from maskdsl.runtime.cache import load_source
@@ -17,24 +18,41 @@ MAX_PROGRAMS = 2**31 - 1
 LEAST_SCALE = 1e-30  # a scale this large may multiply minus infinity
 _SIGNED = {torch.uint8: torch.int32, torch.uint16: torch.int32, torch.uint32: torch.int64}
 
+Inputs = Mapping[str, torch.Tensor]
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 
-class TritonForward:
-    """Forward attention under one plan.
 
-    source: the emitted module's text. key: what it is cached under. scale: of the products.
-    Raises CompileError where the plan is beyond kernels.
+class _Loaded:
+    """An emitted module in this process, and its tables on each device.
+
+    source: its text. key: what it is cached under. scale: of the products.
     """
 
-    def __init__(self, plan: Plan, spec: Spec, scale: float) -> None:
-        self.scale = float(scale)
-        self.spec = replace(spec, rising=self.scale > LEAST_SCALE)
-        emission = Emission(plan, self.spec)
+    def __init__(self, emission: Emission | BackwardEmission, scale: float) -> None:
+        self.scale = scale
         self.key = emission.key
-        self._programs = plan.q_tiles * plan.program.heads
+        self.source = emission.render()
+        self._module: Any = load_source(self.key, lambda: self.source)
         self._tables = {name: torch.from_numpy(x) for name, x in emission.tables.items()}
         self._on_device: dict[torch.device, dict[str, torch.Tensor]] = {}
-        self.source = emission.render()
-        self._module = load_source(self.key, lambda: self.source)
+
+    def _tables_on(self, device: torch.device) -> dict[str, torch.Tensor]:
+        found = self._on_device.get(device)
+        if found is None:
+            found = {name: x.to(device) for name, x in self._tables.items()}
+            self._on_device[device] = found
+        return found
+
+
+class TritonForward(_Loaded):
+    """Forward attention under one plan. Raises CompileError where the plan is beyond kernels."""
+
+    def __init__(self, plan: Plan, spec: Spec, scale: float) -> None:
+        scale = float(scale)
+        self.spec = replace(spec, rising=scale > LEAST_SCALE)
+        emission = Emission(plan, self.spec)
+        super().__init__(emission, scale)
+        self._programs = plan.q_tiles * plan.program.heads
         self._interpreted = not hasattr(getattr(self._module, emission.kernel), "cache_key")
 
     def __call__(
@@ -42,7 +60,7 @@ class TritonForward:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        inputs: Mapping[str, torch.Tensor],
+        inputs: Inputs,
         return_lse: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(out, lse or None) for checked q, k, v (batch, heads, tokens, dim), of any strides.
@@ -51,14 +69,8 @@ class TritonForward:
         """
         self._check(q)
         walk = self._tables_on(q.device)
-        signed = {n: x.to(_SIGNED[x.dtype]) if x.dtype in _SIGNED else x for n, x in inputs.items()}
-        with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
-            try:
-                out, lse = self._module.forward(q, k, v, self.scale, walk, signed)
-            except Exception as error:
-                if type(error).__name__ != "OutOfResources":
-                    raise
-                raise CompileError(f"these tiles do not fit the device ({error})") from error
+        with _launching(q.device):
+            out, lse = self._module.forward(q, k, v, self.scale, walk, signed(inputs))
         return out, lse if return_lse else None
 
     def _check(self, q: torch.Tensor) -> None:
@@ -76,9 +88,59 @@ class TritonForward:
                 f"a launch has at most {MAX_PROGRAMS} tiles of queries over batch and heads"
             )
 
-    def _tables_on(self, device: torch.device) -> dict[str, torch.Tensor]:
-        found = self._on_device.get(device)
-        if found is None:
-            found = {name: x.to(device) for name, x in self._tables.items()}
-            self._on_device[device] = found
+
+class TritonBackward(_Loaded):
+    """Gradients of attention under one plan, with those of some float inputs. Raises CompileError
+    where it is beyond kernels.
+    """
+
+    def __init__(self, plan: Plan, spec: Spec, scale: float, wanted: Iterable[str] = ()) -> None:
+        scale = float(scale)
+        spec = replace(spec, rising=scale > LEAST_SCALE)
+        super().__init__(BackwardEmission(plan, spec, wanted), scale)
+        self._programs = max(
+            plan.q_tiles * plan.program.heads, plan.kv_tiles * plan.program.kv_heads
+        )
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        inputs: Inputs,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+        do: torch.Tensor,
+        grad_lse: torch.Tensor,
+    ) -> Gradients:
+        """(dq, dk, dv, delta, gradients of inputs) from what a forward call was given and gave, and
+        the gradients of that.
+
+        delta: float32 (batch, heads, queries), the sum of do * out over each row, less grad_lse.
+        Raises CompileError where it cannot run here.
+        """
+        if q.shape[0] * self._programs > MAX_PROGRAMS:
+            raise CompileError(f"a launch has at most {MAX_PROGRAMS} tiles over batch and heads")
+        walk = self._tables_on(q.device)
+        with _launching(q.device):
+            found: Gradients = self._module.backward(
+                q, k, v, out, lse, do, grad_lse.contiguous(), self.scale, walk, signed(inputs)
+            )
         return found
+
+
+def signed(inputs: Inputs) -> dict[str, torch.Tensor]:
+    """Inputs in the types that kernels read."""
+    return {n: x.to(_SIGNED[x.dtype]) if x.dtype in _SIGNED else x for n, x in inputs.items()}
+
+
+@contextmanager
+def _launching(device: torch.device) -> Iterator[None]:
+    """On this device; raises CompileError where tiles do not fit it."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        try:
+            yield
+        except Exception as error:
+            if type(error).__name__ != "OutOfResources":
+                raise
+            raise CompileError(f"these tiles do not fit the device ({error})") from error
