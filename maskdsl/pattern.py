@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from maskdsl.errors import BindError, ParseError, Source, nearest
+from maskdsl.errors import BindError, ParseError, PlanError, Source, nearest
 from maskdsl.ir.definition import arrays_of, dense, host_array, scores
 from maskdsl.ir.nodes import Array
 from maskdsl.ir.program import Program
@@ -295,6 +295,10 @@ class Mask:
         """
         if self.pattern.block is not None:
             q_tile, kv_tile = q_tile or self.pattern.block, kv_tile or self.pattern.block
+        if not callable(cost):
+            raise PlanError(f"cost is a function of a candidate, not {cost!r}"[:200])
+        if target is not None and not (isinstance(target, str) and target.isidentifier()):
+            raise PlanError(f"a target is a name such as 'sm_90', not {target!r}"[:200])
         if lanes is None:
             lanes = (
                 (64, 64) if target is None else kernel_lanes(whole("head_dim", head_dim, least=1))
@@ -339,7 +343,8 @@ class Mask:
         rule: "any" keeps a block of which some pair is kept, "all" one of which every pair is; or a
         `Vote`. Raises BindError, PlanError.
         """
-        kept = blocks_kept(self.closed(), whole("block", block, least=1), rule)
+        block = whole("block", block, least=1)
+        kept = blocks_kept(self.closed(), block, rule)
         if (kept == kept[:1]).all():
             kept = kept[:1]
         pattern, table = self.pattern.with_blocks(block, per_head=len(kept) > 1)

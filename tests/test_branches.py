@@ -103,7 +103,9 @@ def test_merge_of_any_key_sets_and_its_gradients() -> None:
 
 def test_merge_refuses_what_does_not_fit() -> None:
     out, lse = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3)
-    for parts in ([], [(out, lse), (out[..., :2], lse)], [(out, lse[..., 0])], [(out,)]):
+    wrong = [[], [(out, lse), (out[..., :2], lse)], [(out, lse[..., 0])], [(out,)], 3]
+    wrong += [[(out.long(), lse)], [(out.numpy(), lse)], {0: (out, lse)}]
+    for parts in wrong:
         with pytest.raises(BindError, match="merge takes|every part"):
             maskdsl.merge(parts)  # type: ignore[arg-type]
     with pytest.raises(BindError, match="a layout is"):

@@ -80,3 +80,14 @@ def test_radial_attention_reproduces_the_papers_sparsity() -> None:
     mask = maskdsl.load("std/radial").bind(t=64, s=3600)
     coarse = mask.coarsen(128, Vote(column=1 / 3, share=0.6))
     assert 1 - coarse.density == pytest.approx(0.808, abs=1e-3)
+
+
+def test_numpy_blocks_and_too_many_of_them() -> None:
+    mask = maskdsl.parse("pattern f over (n) keep near(n, 3)").bind(n=2**20)
+    with pytest.raises(maskdsl.PlanError, match="pairs of blocks"):
+        mask.coarsen(16)
+    small = maskdsl.parse("pattern f over (n) keep near(n, 3)").bind(n=64, heads=3)
+    assert np.array_equal(small.coarsen(np.int8(4)).dense(), small.coarsen(4).dense())
+    for rule in (np.array(["any", "all"]), ["any"]):
+        with pytest.raises(maskdsl.PlanError, match="a rule is"):
+            small.coarsen(4, rule)  # type: ignore[arg-type]

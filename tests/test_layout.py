@@ -66,7 +66,7 @@ def test_plans_of_the_choice_are_exact(seed: int) -> None:
     plan = mask.plan(lanes=(16, 32))
     assert_exact(mask, plan)
     plain = mask.plan(_plain(mask, "q", 16), _plain(mask, "k", 32))
-    assert _work(plan) <= _work(plain) * 1.05
+    assert work(plan) <= work(plain) * 1.05
 
 
 def _plain(mask: maskdsl.Mask, side: str, lanes: int) -> Tile:
@@ -74,7 +74,7 @@ def _plain(mask: maskdsl.Mask, side: str, lanes: int) -> Tile:
     return default_tile(segment.shape, lanes)
 
 
-def _work(plan: maskdsl.Plan) -> float:
+def work(plan: maskdsl.Plan) -> float:
     area = plan.q_tile.lanes * plan.kv_tile.lanes  # type: ignore[union-attr]
     return (plan.tiles.full + 1.5 * plan.tiles.partial) * area
 
@@ -92,6 +92,47 @@ def test_the_search_takes_150_milliseconds_at_64k_tokens(name: str) -> None:
         seconds.append(time.process_time() - start)
     if any(layout.tried for layout in plan.layouts):
         assert min(seconds) < 0.15
+
+
+DILATED = (
+    "pattern f(w: int, s: int, d: int) over (y, x) "
+    "keep neighborhood(y, w, stride=s, dilation=d) and neighborhood(x, w, stride=s, dilation=d)"
+)
+
+
+@pytest.mark.parametrize("d", [2, 3, 5, 7, 11])
+def test_dilations_that_do_not_divide_the_extents(d: int) -> None:
+    """Residue tiles, though residues are of different lengths."""
+    mask = maskdsl.parse(DILATED).bind(y=256, x=256, w=7, s=1, d=d)
+    assert work(mask.plan()) <= work(mask.plan(Tile((8, 8), (d, d)), Tile((8, 8), (d, d))))
+
+
+def test_tiles_suit_most_heads_not_the_first_ones() -> None:
+    """4 heads see columns, 28 rows."""
+    text = "pattern f(w: int[heads, 2]) over (y, x) "
+    text += "keep near(y, w[head, 0]) and near(x, w[head, 1])"
+    w = [[60 + i, 0] for i in range(4)] + [[0, 60 + i] for i in range(28)]
+    mask = maskdsl.parse(text).bind(y=128, x=128, heads=32, w=np.array(w))
+    assert work(mask.plan()) <= work(mask.plan((1, 64), (1, 64)))
+
+
+def test_windows_of_ten() -> None:
+    mask = maskdsl.load("std/swin", name="swin").bind(y=250, x=250, window=(10, 10), shift=(5, 5))
+    tile = Tile((4, 16), origin=(5, 5), pitch=(4, 10))
+    assert work(mask.plan()) <= work(mask.plan(tile, tile))
+
+
+def test_what_the_search_counts_is_what_the_plan_holds() -> None:
+    """Where conditions part by axes the search multiplies shares, and makes no tree."""
+    for seed in range(3100, 3160):
+        mask = random_case(seed).mask()
+        plan = mask.plan(lanes=16)
+        for layout in plan.layouts:
+            if layout.tried and layout.tried[0].counted and mask.heads <= 4:
+                best = layout.tried[0]
+                assert plan.tiles.full >= best.full * mask.heads - 1e-3
+                visited = plan.tiles.full + plan.tiles.partial
+                assert visited <= (best.full + best.partial) * mask.heads + 1e-3
 
 
 def test_one_side_given() -> None:
@@ -149,3 +190,19 @@ def test_inputs_and_segments() -> None:
                 assert not tile.any()
             if listed.get(j) == "full":
                 assert tile.all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ({"cost": 3}, "cost is a function"),
+        ({"cost": lambda c: None}, "finite number"),
+        ({"cost": lambda c: float("nan")}, "finite number"),
+        ({"target": 0}, "a target is a name"),
+        ({"target": "44"}, "a target is a name"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, object], cause: str) -> None:
+    mask = maskdsl.parse("pattern f over (n) keep (q.n - k.n) % 64 == 0").bind(n=4096)
+    with pytest.raises(maskdsl.PlanError, match=cause):
+        mask.plan(**arguments)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from random_patterns import random_case
 
 import maskdsl
 from maskdsl import Plan, Tile
+from maskdsl.planner.rows import most_runs
 
 
 def assert_exact(mask: maskdsl.Mask, plan: Plan) -> None:
@@ -104,6 +105,11 @@ def test_head_classes_are_shared() -> None:
         (3, "powers of two"),
         (0, "powers of two"),
         ("x", "must be ints"),
+        ({4}, "must be ints"),
+        (b"4", "must be ints"),
+        ((True,), "must be ints"),
+        ((x for x in (4,)), "must be ints"),
+        ((), "one axis at least"),
         (2.5, "must be ints"),
         (2**20, "larger than"),
     ],
@@ -139,6 +145,32 @@ def test_tile_numbers_outside_the_grid() -> None:
             plan.kind(0, wrong, 0)  # type: ignore[arg-type]
     with pytest.raises(maskdsl.PlanError, match="no head 1"):
         plan.kind(1, 0, 0)
+
+
+@pytest.mark.parametrize(("side", "tile"), [("x", 0), ("q", -1), ("k", 4), ("q", None), ("q", 1.0)])
+def test_tokens_of_no_tile(side: str, tile: int) -> None:
+    plan = maskdsl.parse("pattern f over (n) keep true").bind(n=64).plan(16, 16)
+    with pytest.raises(maskdsl.PlanError, match="a side is|there is no"):
+        plan.tokens(side, tile)
+
+
+def test_runs_are_not_more_than_foretold() -> None:
+    for seed in range(40):
+        case = random_case(seed, odd=seed % 2 == 0)
+        for c in case.mask().plan(case.q_tile, case.kv_tile).head_classes:
+            assert len(c.runs.first) <= sum(map(most_runs, c.all_trees))
+
+
+def test_proofs_and_explain_do_not_list_endless_rows() -> None:
+    start = time.process_time()
+    columns = maskdsl.parse("pattern f over (n) keep near(n, 64) or k.n % 512 == 0").bind(n=2**22)
+    plan = columns.plan(64, 64)
+    assert plan.proofs["no_empty_row"] and not plan.proofs["contiguous"]
+    assert "too many runs to list" in plan.explain()
+    causal = maskdsl.parse("pattern f over (n) keep causal(n)").bind(n=2**31).plan(64, 64)
+    assert causal.proofs["no_empty_row"] and causal.proofs["contiguous"]
+    assert "closed form" in causal.explain()
+    assert time.process_time() - start < 2
 
 
 def test_the_permutation_makes_tiles_contiguous() -> None:

@@ -148,7 +148,7 @@ def test_past_the_limits_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> 
             patch.setattr(proofs, limit, 0)
             assert not mask.plan(16, 16).proofs["no_empty_row"]
     with monkeypatch.context() as patch:
-        patch.setattr("maskdsl.planner.rows.MAX_RUNS", 3)
+        patch.setattr("maskdsl.planner.plan.FEW_RUNS", 3)
         found = mask.plan(16, 16).proofs
     assert found["no_empty_row"] and not found["contiguous"]
 

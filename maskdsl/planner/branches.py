@@ -13,7 +13,8 @@ from maskdsl.ir.integers import truth
 from maskdsl.ir.nodes import Node
 from maskdsl.ir.program import Program
 from maskdsl.planner.build import make_plan
-from maskdsl.planner.layout import Candidate, Cost, work
+from maskdsl.planner.layout import MOST_LEAVES, Candidate, Cost, work
+from maskdsl.planner.plan import Plan
 
 MOST_PARTS = 4  # conditions of an `or` that are tried as a branch of their own
 GAIN = 0.9  # of the cost without branches, at most: merging reads and writes every output again
@@ -27,13 +28,16 @@ def branches(
 
     Only the first has the sink. Raises PlanError where a branch is too irregular.
     """
-    if program.segmented:
+    if program.segmented or not _splits(program.keep):
         return (program,)
+    whole = make_plan(program, "", None, None, lanes, cost)
+    if any(len(t.leaves) > MOST_LEAVES for c in whole.head_classes for t in c.all_trees):
+        return (program,)  # irregular: its branches would be too, and each plan slow
     best: tuple[Program, ...] = (program,)
-    least = GAIN * _cost(program, lanes, cost)
+    least = GAIN * _cost(whole, cost)
     for one, other in _splits(program.keep):
         both = (_with(program, one, True), _with(program, other, False))
-        total = sum(_cost(p, lanes, cost) for p in both)
+        total = sum(_cost(make_plan(p, "", None, None, lanes, cost), cost) for p in both)
         if total < least:
             best, least = both, total
     return best
@@ -66,8 +70,7 @@ def _with(program: Program, keep: Node, sink: bool) -> Program:
     return replace(program, blocks=((block,),), sink=None, sink_error=truth(False))
 
 
-def _cost(program: Program, lanes: tuple[int, int], cost: Cost) -> float:
-    plan = make_plan(program, "", None, None, lanes, cost)
-    heads, tiles = program.heads, plan.tiles
+def _cost(plan: Plan, cost: Cost) -> float:
+    heads, tiles = plan.program.heads, plan.tiles
     q_tile, kv_tile = plan.q_grids[0].tile, plan.kv_grids[0].tile
     return cost(Candidate(q_tile, kv_tile, tiles.full / heads, tiles.partial / heads, True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from maskdsl.planner.flattened import AXIS, flattened
 from maskdsl.planner.rows import Placed, shapes
 from maskdsl.planner.tiles import Grid, Tile
 from maskdsl.planner.tree import CHUNK, MAX_BOXES, Tree
+
+MAX_BLOCKS = 2**28  # pairs of them, over all heads that differ
 
 
 @dataclass(frozen=True)
@@ -30,33 +33,40 @@ class Vote:
     def __post_init__(self) -> None:
         for name in ("column", "share"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 <= value <= 1:
                 raise BindError(f"a vote's {name} lies between 0 and 1, not {value!r}")
 
 
 def blocks_kept(program: Program, block: int, rule: str | Vote) -> np.ndarray:
-    """Which blocks the rule keeps: bool (heads, query blocks, key blocks).
+    """Which blocks the rule keeps: bool (heads, query blocks, key blocks), heads being 1 where all
+    are alike.
 
-    Raises PlanError for blocks that are no power of two and patterns that inputs decide.
+    Raises PlanError for too many blocks, blocks that are no power of two and patterns that inputs
+    decide.
     """
-    if not isinstance(rule, Vote) and rule not in ("any", "all"):
-        raise PlanError(f"a rule is 'any', 'all' or a Vote, not {rule!r}")
+    if not isinstance(rule, Vote) and not (isinstance(rule, str) and rule in ("any", "all")):
+        raise PlanError(f"a rule is 'any', 'all' or a Vote, not {rule!r}"[:200])
     only = flattened(program).only
     grids = [Grid(Tile((block,)), (s.tokens,)) for s in (only.queries, only.keys)]
     queries, keys = (Side(n, (AXIS,), g) for n, g in zip("qk", grids, strict=True))
-    kept = np.zeros((program.heads, grids[0].count, grids[1].count), dtype=bool)
-    for heads, patterns in head_patterns(program, ((only.keep,),)):
+    classes = head_patterns(program, ((only.keep,),))
+    shape = (program.heads if len(classes) > 1 else 1, grids[0].count, grids[1].count)
+    if math.prod(shape) > MAX_BLOCKS:
+        raise PlanError(f"coarsen holds at most {MAX_BLOCKS} pairs of blocks; take larger blocks")
+    kept = np.zeros(shape, dtype=bool)
+    for heads, patterns in classes:
         tree = Tree(patterns[0][0], queries, keys)
         if tree.varies:
             raise PlanError("a pattern that inputs decide cannot be coarsened")
-        row, tile, shape = shapes([Placed(tree, 0, 0)])
+        row, tile, kinds = shapes([Placed(tree, 0, 0)])
         if isinstance(rule, Vote):
             partial = _elected(tree, rule)
         else:
             partial = np.full(len(tree.leaves), rule == "any")
         chosen = np.append(partial, True)  # a full tile has shape -1
-        for h in heads:
-            kept[h, row, tile] = chosen[shape]
+        for h in heads if len(classes) > 1 else (0,):
+            kept[h, row, tile] = chosen[kinds]
     return kept
 
 

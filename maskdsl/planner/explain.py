@@ -28,16 +28,22 @@ def explain(plan: Plan) -> str:
     for layout in plan.layouts:
         lines += _searched(layout)
     for c in plan.head_classes:
-        full, partial = c.runs.counts()
-        work = full + partial
-        lines.append(
-            f"heads {_ranges(c.heads)}: {len(c.runs.first):,} runs; tiles per row "
-            f"{work.min()} to {work.max()}, mean {work.mean():.1f}"
-        )
+        lines.append(f"heads {_ranges(c.heads)}: {_rows_text(c)}")
         lines += _walked(plan, c)
     proved = [name for name, holds in plan.proofs.items() if holds]
     lines.append("proved: " + (", ".join(proved) or "nothing"))
     return "\n".join(lines)
+
+
+def _rows_text(head_class: HeadClass) -> str:
+    if not head_class.few_runs:
+        return f"{head_class.row_starts[-1]:,} rows, too many runs to list"
+    full, partial = head_class.runs.counts()
+    work = full + partial
+    return (
+        f"{len(head_class.runs.first):,} runs; tiles per row {work.min()} to {work.max()}, "
+        f"mean {work.mean():.1f}"
+    )
 
 
 def _walked(plan: Plan, head_class: HeadClass) -> list[str]:

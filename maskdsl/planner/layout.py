@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -28,7 +31,8 @@ ROOMY = 4  # times as many lanes as a residue class has tokens, at most
 KEPT = 2  # frames of one axis that are kept for the same sizes
 CLASSES = 4  # head classes looked at
 MOST_BOXES = 2**12  # of one level of a tree, and
-MOST_LEAVES = 2**12  # undecided tiles of different kinds: what is less regular is not chosen
+MOST_LEAVES = 2**12  # undecided tiles of different kinds: what is less regular is sampled, and
+IRREGULAR = 0.42  # of the cost of plain tiles is what it may cost to be chosen
 PLAINER = 0.002  # what an origin, a step, a pitch or a wrap must gain at least
 
 
@@ -100,10 +104,13 @@ class Problem:
         )
         return q, k
 
-    @property
+    @cached_property
     def sample(self) -> tuple[tuple[Node, int], ...]:
-        """The patterns of most heads."""
-        return tuple(sorted(self.keeps, key=lambda x: -x[1])[:CLASSES])
+        """The patterns of some heads, evenly spread over all of them."""
+        heads = [keep for keep, count in self.keeps for _ in range(count)]
+        places = (np.arange(CLASSES) + 0.5) * len(heads) / CLASSES
+        chosen = Counter(heads[int(i)] for i in places)
+        return tuple(chosen.items())
 
 
 def search(problem: Problem, lanes: tuple[int, int], cost: Cost = work) -> tuple[Pair, Layout]:
@@ -113,14 +120,18 @@ def search(problem: Problem, lanes: tuple[int, int], cost: Cost = work) -> tuple
         for side, n in zip("qk", lanes, strict=True)
     )
     plain = q, k
-    proposed = _proposals(problem, (q.lanes, k.lanes), cost)
+    proposed = {(c.q_tile, c.kv_tile): c for c in _proposals(problem, plain, cost)}
     pairs = list(dict.fromkeys([plain, *proposed]))[: FINALISTS + 1]
     if len(pairs) == 1:
         return plain, Layout((), 1)
-    counted = [_count(problem, p) for p in pairs]
-    tried = [c for c in counted if c.counted or (c.q_tile, c.kv_tile) == plain]
+    known = (proposed.get(p) for p in pairs)
+    counted = [
+        c if c and c.counted else _count(problem, p) for c, p in zip(known, pairs, strict=True)
+    ]
+    enough = IRREGULAR * _rank(counted[0], cost)  # of the plain ones
+    tried = [c for c in counted if c.counted or c is counted[0] or _rank(c, cost) < enough]
     tried.sort(key=lambda c: _rank(c, cost))
-    return (tried[0].q_tile, tried[0].kv_tile), Layout(tuple(tried), len(set(proposed)) + 1)
+    return (tried[0].q_tile, tried[0].kv_tile), Layout(tuple(tried), len({plain, *proposed}))
 
 
 def kernel_lanes(head_dim: int) -> tuple[int, int]:
@@ -143,9 +154,14 @@ def pair(lanes: tuple[int, int] | int) -> tuple[int, int]:
 
 
 def _rank(candidate: Candidate, cost: Cost) -> float:
-    """The cost, a little more for tiles that are harder to read and to load."""
+    """The cost, a little more for tiles that are harder to read and to load. Raises PlanError where
+    it is no number.
+    """
+    value = cost(candidate)
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise PlanError(f"a layout's cost must be a finite number, not {value!r}"[:200])
     odd = sum(_oddness(t) for t in (candidate.q_tile, candidate.kv_tile))
-    return cost(candidate) * (1 + PLAINER * odd)
+    return float(value) * (1 + PLAINER * odd)
 
 
 def _oddness(tile: Tile) -> float:
@@ -184,12 +200,13 @@ def _count(problem: Problem, pair: Pair) -> Candidate:
     return Candidate(*pair, full / heads, partial / heads, counted)
 
 
-def _proposals(problem: Problem, lanes: tuple[int, int], cost: Cost) -> list[Pair]:
-    """Pairs of tiles worth classifying, the most promising first."""
+def _proposals(problem: Problem, plain: Pair, cost: Cost) -> list[Candidate]:
+    """Tiles of as many lanes as the plain ones worth classifying, the most promising first."""
+    lanes = plain[0].lanes, plain[1].lanes
     parted = [part(keep) for keep, _ in problem.sample]
     names = [[name for name, _ in problem.axes(side)] for side in "qk"]
     if names[0] == names[1] and len(names[0]) > 1 and all(parted):
-        return _apart(problem, [p for p in parted if p], lanes, cost)
+        return _apart(problem, [p for p in parted if p], plain, cost)
     return _together(problem, lanes, cost)
 
 
@@ -208,11 +225,14 @@ class _Choices:
     total: np.ndarray  # pairs of tiles
 
 
-def _apart(
-    problem: Problem, parted: list[Parted], lanes: tuple[int, int], cost: Cost
-) -> list[Pair]:
-    choices = [_on_axis(problem, parted, i, lanes) for i in range(len(problem.q_axes))]
-    wanted = np.array([[n.bit_length() - 1] for n in lanes])
+def _apart(problem: Problem, parted: list[Parted], plain: Pair, cost: Cost) -> list[Candidate]:
+    """Candidates of all sizes; counted where the patterns are conjunctions over different axes, of
+    which the product of shares is exact.
+    """
+    exact = all(p.op == "axis" or {a.op for a in p.args} <= {"axis", "any"} for p in parted)
+    exact = exact and all(p.op != "or" and p.op != "not" for p in parted)
+    choices = [_on_axis(problem, parted, i, plain) for i in range(len(problem.q_axes))]
+    wanted = np.array([[t.lanes.bit_length() - 1] for t in plain])
     logs = np.zeros((2, 1), dtype=np.int64)
     chosen: list[np.ndarray] = []
     for c in choices:
@@ -237,21 +257,24 @@ def _apart(
         heads += weight
     full, partial = full * total / heads, (visited - full) * total / heads
     rough = full + PARTIAL_COST * partial
+    plainest = np.flatnonzero(np.logical_and.reduce([own == 0 for own in chosen]))
     candidates = []
-    for i in np.argsort(rough, kind="stable")[:64]:
+    for i in (*plainest, *np.argsort(rough, kind="stable")[:64]):
         axes = [c.pairs[own[i]] for c, own in zip(choices, chosen, strict=True)]
         q, k = (joined([a[side] for a in axes]) for side in (0, 1))
-        candidates.append(Candidate(q, k, float(full[i]), float(partial[i]), False))
+        counts = (round(float(full[i]), 6), round(float(partial[i]), 6))
+        candidates.append(Candidate(q, k, *counts, exact))
     candidates.sort(key=lambda c: _rank(c, cost))
-    return [(c.q_tile, c.kv_tile) for c in candidates]
+    return candidates
 
 
-def _on_axis(problem: Problem, parted: list[Parted], axis: int, lanes: tuple[int, int]) -> _Choices:
-    """The best tiles of each size on one axis."""
+def _on_axis(problem: Problem, parted: list[Parted], axis: int, plain: Pair) -> _Choices:
+    """The best tiles of each size on one axis, after the plain ones."""
     name, extent = problem.q_axes[axis][0], problem.extents("q")[axis]
     leaves = list(dict.fromkeys(x for p in parted for x in p.leaves() if x.axis == name))
     meter = AxisMeter(name, extent, leaves)
-    tiles = [_axis_tiles(problem, side, axis, n) for side, n in zip("qk", lanes, strict=True)]
+    tiles = [_axis_tiles(problem, side, axis, t.lanes) for side, t in zip("qk", plain, strict=True)]
+    q_plain, k_plain = (_on(t, axis) for t in plain)
     best: dict[tuple[int, int], list[tuple[float, Pair, list[tuple[float, float]], int]]] = {}
     for q, k in itertools.product(*tiles):
         if not meter.dense and not problem.given and q != k:
@@ -260,8 +283,10 @@ def _on_axis(problem: Problem, parted: list[Parted], axis: int, lanes: tuple[int
         total = meter.count(q) * meter.count(k)
         mean = sum(f + PARTIAL_COST * (v - f) for v, f in shares) / len(shares) if shares else 1
         rank = mean * total * (1 + PLAINER * (_oddness(q) + _oddness(k)))
+        rank = -1.0 if (q, k) == (q_plain, k_plain) else rank
         best.setdefault((q.lanes, k.lanes), []).append((rank, (q, k), shares, total))
-    kept = [x for line in best.values() for x in sorted(line, key=lambda x: x[0])[:KEPT]]
+    kept = [x for line in best.values() for x in sorted(line, key=lambda x: x[0])[: KEPT + 1]]
+    kept.sort(key=lambda x: x[0] >= 0)
     columns = {
         leaf: Share(*(np.array([x[2][i][j] for x in kept]) for j in (0, 1)))
         for i, leaf in enumerate(leaves)
@@ -274,28 +299,32 @@ def _axis_tiles(problem: Problem, side: str, axis: int, lanes: int) -> list[Tile
     """Every tile of up to `lanes` lanes that some pattern proposes for an axis."""
     name, extent = problem.axes(side)[axis][0], problem.extents(side)[axis]
     if side in problem.given:
-        t = problem.given[side]
-        own = Tile((t.size[axis],), (t.step[axis],), (t.origin[axis],), (t.pitch[axis],))
-        return [replace(own, wrap=(t.wrap[axis],))]
+        return [_on(problem.given[side], axis)]
     found: dict[Tile, None] = {}
     for keep, _ in problem.sample:
         for frame in frames(keep, side, name, extent):
             room = -(-extent // frame.step) * (ROOMY if frame.step > 1 else 1)
             size = 1
             while size <= lanes:
-                tile = frame.tile(size)
-                if tile is not None:
-                    found[tile] = None
+                found[frame.tile(size)] = None
                 if size >= room:
                     break
                 size *= 2
     return list(found)
 
 
+def _on(tile: Tile, axis: int) -> Tile:
+    """A tile on one of its axes."""
+    size, step, origin, pitch = (
+        (x[axis],) for x in (tile.size, tile.step, tile.origin, tile.pitch)
+    )
+    return Tile(size, step, origin, pitch, (tile.wrap[axis],))
+
+
 # Conditions that join axes, and single axes: candidates one by one.
 
 
-def _together(problem: Problem, lanes: tuple[int, int], cost: Cost) -> list[Pair]:
+def _together(problem: Problem, lanes: tuple[int, int], cost: Cost) -> list[Candidate]:
     """Tiles of all sizes, the same for queries and keys, with one axis at a time framed as the
     pattern proposes; ranked by samples where there are more than trees can look at.
     """
@@ -310,7 +339,7 @@ def _together(problem: Problem, lanes: tuple[int, int], cost: Cost) -> list[Pair
     else:
         pairs = [(q, k) for q in tiles[0] for k in tiles[1]][:SAMPLED]
     if len(pairs) <= FINALISTS:
-        return pairs
+        return [Candidate(q, k, 0.0, 0.0, False) for q, k in pairs]
     ranked = []
     for q, k in pairs:
         sides = problem.sides((q, k))
@@ -320,7 +349,7 @@ def _together(problem: Problem, lanes: tuple[int, int], cost: Cost) -> list[Pair
         visited, full = (sum(s[i] * w for s, w in shares) / heads * total for i in (0, 1))
         ranked.append(Candidate(q, k, full, visited - full, False))
     ranked.sort(key=lambda c: _rank(c, cost))
-    return [(c.q_tile, c.kv_tile) for c in ranked]
+    return ranked
 
 
 def _box_tiles(problem: Problem, side: str, lanes: int) -> list[Tile]:

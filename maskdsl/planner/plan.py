@@ -19,10 +19,12 @@ from maskdsl.planner.closed import ClosedForm, closed_form
 from maskdsl.planner.explain import explain
 from maskdsl.planner.layout import Layout
 from maskdsl.planner.proofs import class_proofs_of, proofs_of
-from maskdsl.planner.rows import Placed, Runs, unfold
+from maskdsl.planner.rows import Placed, Runs, most_runs, unfold
 from maskdsl.planner.storage import GrowTree, pack, read, save, unpack
 from maskdsl.planner.tiles import Grid, Tile
 from maskdsl.planner.tree import Tree
+
+FEW_RUNS = 2**22  # and rows, that are unfolded only to prove or explain something
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class HeadClass:
     @cached_property
     def runs(self) -> Runs:
         return unfold(self.placed, self.row_starts[-1])
+
+    @cached_property
+    def few_runs(self) -> bool:
+        """Whether the rows are unfolded in about a second."""
+        return self.row_starts[-1] + sum(map(most_runs, self.all_trees)) <= FEW_RUNS
 
     @cached_property
     def walks(self) -> tuple[ClosedForm | str, ...]:
@@ -238,7 +245,12 @@ class Plan:
         return np.concatenate(found)
 
     def tokens(self, side: str, tile: int) -> np.ndarray:
-        """Flattened positions, int64, of the tokens of one tile of side "q" or "k"."""
+        """Flattened positions, int64, of the tokens of one tile of side "q" or "k". Raises
+        PlanError.
+        """
+        if side not in ("q", "k"):
+            raise PlanError(f"a side is 'q' or 'k', not {side!r}"[:200])
+        tile = _tile_number(tile, (self.q_tiles if side == "q" else self.kv_tiles,), side)
         segments = self.program.queries if side == "q" else self.program.keys
         grids = self.q_grids if side == "q" else self.kv_grids
         for segment, grid in zip(segments, grids, strict=True):

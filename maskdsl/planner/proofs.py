@@ -4,7 +4,7 @@ divisible: every lane of every tile holds a token. int32: 32 bits hold every int
 out, flattened tokens times head_dim excepted. no_empty_row: every query keeps a key, whatever the
 inputs hold. contiguous: the key tiles that a row visits are one run of neighbours, by flattened
 number. What is not proved may still hold: of `no_empty_row` only where inputs decide, or past
-MAX_PLACES and MAX_PAIRS.
+MAX_PLACES and MAX_PAIRS; of `contiguous` where there are too many runs to unfold them for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskdsl.errors import PlanError
 from maskdsl.ir.evaluate import evaluate
 from maskdsl.ir.logic import FALSE, TRUE
 from maskdsl.ir.nodes import Node, postorder
@@ -45,14 +44,18 @@ def proofs_of(plan: Plan) -> dict[str, bool]:
 
 def class_proofs_of(plan: Plan, heads: HeadClass) -> dict[str, bool]:
     """What holds of the rows of one head class, by name."""
-    try:
-        runs = heads.runs
-    except PlanError:  # more runs than are held in memory
-        runs = None
+    runs = heads.runs if heads.few_runs else None
     return {
         "no_empty_row": _no_empty_row(plan, heads, runs),
-        "contiguous": runs is not None and _contiguous(runs),
+        "contiguous": _one_band(heads) if runs is None else _contiguous(runs),
     }
+
+
+def _one_band(heads: HeadClass) -> bool:
+    """Whether the closed form of the rows is one run of tiles on one axis."""
+    walk = heads.walks[0]
+    alone = len(heads.walks) == 1 and not isinstance(walk, str) and len(walk.axes) == 1
+    return alone and len(walk.axes[0].bands) == 1  # type: ignore[union-attr]
 
 
 def reach(node: Node) -> int:
@@ -106,6 +109,11 @@ def _no_empty_row(plan: Plan, heads: HeadClass, runs: Runs | None) -> bool:
     starts = heads.row_starts
     for i, segment in enumerate(plan.program.queries):
         if plan.program.shared and _keeps_itself(heads.keeps[i][i], segment):
+            continue
+        if runs is None and any(
+            not isinstance(w, str) and w.no_empty_row
+            for w in heads.walks[i * len(heads.trees[i]) : (i + 1) * len(heads.trees[i])]
+        ):
             continue
         if runs is not None and np.all(runs.counts()[0][starts[i] : starts[i + 1]] > 0):
             continue

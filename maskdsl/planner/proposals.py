@@ -25,25 +25,22 @@ class Frame:
     period: int | None = None
     wrap: bool = False
 
-    def pitch(self, size: int) -> int | None:
-        """Lanes to fill of `size`, so that tiles and boundaries meet; None where too few would
-        be.
+    def pitch(self, size: int) -> int:
+        """Lanes to fill of `size`, so that tiles and boundaries meet; all of them where half would
+        stay empty.
         """
         if self.period is None:
             return size
         period = self.period // self.step
-        pitch = size
-        if size % period and period % size:
-            parts = [p for p in range(size, 0, -1) if p % period == 0 or period % p == 0]
-            pitch = parts[0]
-        return pitch if 2 * pitch > size else None
+        if size % period == 0 or period % size == 0:
+            return size
+        meets = (p for p in range(size, 0, -1) if p % period == 0 or period % p == 0)
+        pitch = next(meets)
+        return pitch if 2 * pitch > size else size
 
-    def tile(self, size: int) -> Tile | None:
-        """The tile of one axis, or None where it does not suit."""
-        pitch = self.pitch(size)
-        if pitch is None:
-            return None
-        return Tile((size,), (self.step,), (self.origin,), (pitch,), (self.wrap,))
+    def tile(self, size: int) -> Tile:
+        """The tile of one axis."""
+        return Tile((size,), (self.step,), (self.origin,), (self.pitch(size),), (self.wrap,))
 
 
 def joined(tiles: list[Tile]) -> Tile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,32 @@ class Placed:
     tree: Tree
     row: int
     column: int
+
+
+def most_runs(tree: Tree) -> int:
+    """Not less than the runs that the tree's tiles unfold to, without unfolding them."""
+    last = len(tree.space.digits) - 1
+    if not tree.levels or tree.summaries[0].kind[0] in (EMPTY, FULL, PARTIAL):
+        return _lines(tree, tree.space.widths, last) if tree.root_kind != EMPTY else 0
+    runs = np.ones(len(tree.leaves))
+    for depth in range(len(tree.levels) - 1, -1, -1):
+        level = tree.levels[depth]
+        kind, node = level.kind.copy(), level.node
+        open_ = kind == MIXED
+        own = np.zeros(kind.shape)
+        kind[open_] = tree.summaries[depth + 1].kind[node[open_]]
+        own[(kind == FULL) | (kind == PARTIAL)] = _lines(tree, level.child_widths, last)
+        deeper = kind == MIXED
+        own[deeper] = runs[node[deeper]]
+        runs = own.sum(1)
+    return int(runs[0])
+
+
+def _lines(tree: Tree, widths: np.ndarray, last: int) -> int:
+    """Runs of a box of tiles: one for all tiles along the last key axis."""
+    return math.prod(
+        -(-int(widths[i]) // d.unit) for i, d in enumerate(tree.space.digits) if i != last
+    )
 
 
 def unfold(blocks: Sequence[Placed], rows: int) -> Runs:

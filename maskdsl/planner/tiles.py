@@ -38,6 +38,8 @@ class Tile:
         object.__setattr__(self, "pitch", self._ints("pitch", pitch, self.size))
         object.__setattr__(self, "wrap", self._flags(self.wrap))
         rank = len(self.size)
+        if not rank:
+            raise PlanError("a tile has one axis at least")
         if any(len(x) != rank for x in (self.step, self.origin, self.pitch, self.wrap)):
             raise PlanError("a tile's size, step, origin, pitch and wrap have one entry per axis")
         if any(n < 1 or n & (n - 1) for n in self.size):
@@ -53,8 +55,10 @@ class Tile:
         if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
             value = (value,)
         try:
-            ints = tuple(int(v) for v in value)
-            exact = all(i == v for i, v in zip(ints, value, strict=True))
+            exact = isinstance(value, (tuple, list, np.ndarray))
+            exact = exact and not any(isinstance(v, (bool, np.bool_)) for v in value)
+            ints = tuple(int(v) for v in value) if exact else ()
+            exact = exact and all(i == v for i, v in zip(ints, value, strict=True))
         except (TypeError, ValueError, OverflowError):
             exact = False
         if not exact:

@@ -134,6 +134,8 @@ def input_tiles(plan: Plan, batch: int | None = None, **inputs: Any) -> Visits:
     batch: entries to decide, where no input has a batch dimension to tell (default 1). Raises
     BindError where an input does not fit, PlanError. For many calls keep an `InputTiles`.
     """
+    if not isinstance(plan, Plan):
+        raise BindError(f"input_tiles takes a plan, not {type(plan).__name__}")
     program = plan.program
     shapes = [(a.dims, tuple(getattr(inputs.get(a.name), "shape", ()))) for a in program.inputs]
     given = [n for dims, shape in shapes for d, n in zip(dims, shape, strict=False) if d == "batch"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -24,8 +25,8 @@ def merge(
     """
     if layout not in ("bhnd", "bnhd"):
         raise BindError(f"a layout is 'bhnd' or 'bnhd', not {layout!r}")
-    if not parts or any(len(p) != 2 for p in parts):
-        raise BindError("merge takes a sequence of (out, lse) pairs")
+    if not isinstance(parts, Sequence) or not parts or not all(map(_is_part, parts)):
+        raise BindError("merge takes a sequence of (out, lse) pairs of float tensors")
     first, first_lse = parts[0]
     wanted = first.shape[:-1] if layout == "bhnd" else first.transpose(1, 2).shape[:-1]
     for out, lse in parts:
@@ -42,5 +43,13 @@ def merge(
     if layout == "bnhd":
         weights = weights.transpose(2, 3)
     outs = torch.stack([out.to(lses.dtype) for out, _ in parts])
-    merged = (weights * outs).sum(0).to(first.dtype)
+    merged = torch.where(weights == 0, 0, weights * outs).sum(0).to(first.dtype)
     return merged, total.masked_fill(empty, -math.inf).to(first_lse.dtype)
+
+
+def _is_part(part: Any) -> bool:
+    return (
+        isinstance(part, (tuple, list))
+        and len(part) == 2
+        and all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in part)
+    )
