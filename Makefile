@@ -16,7 +16,7 @@ slow: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
 
 golden: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not gpu" --refresh-goldens tests/test_codegen.py
+	$(BIN)/python -m pytest -m "not gpu" --refresh-goldens tests/test_codegen.py tests/test_grammar.py
 
 lint: $(VENV)/.test
 	$(BIN)/python -m ruff check .

@@ -22,9 +22,10 @@ import maskdsl
 from maskdsl.cli import app
 from maskdsl.language import syntax
 from maskdsl.language.format import format_text, print_expr, print_file, print_signature
+from maskdsl.language.grammar import parser
 from maskdsl.language.layout import WIDTH
 from maskdsl.language.library import STD
-from maskdsl.language.parse import MAX_TEXT, _parser, parse_text
+from maskdsl.language.parse import MAX_TEXT, parse_text
 
 ROOT = Path(__file__).parent.parent
 DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
@@ -119,7 +120,7 @@ def test_comments_anywhere_in_real_texts(text: str) -> None:
 def _disturbed(text: str, rng: random.Random) -> str:
     """The text with parentheses around literals, and other white space and comments."""
     tokens = []
-    for token in _parser().lex(text):
+    for token in parser().lex(text):
         wraps = rng.randrange(3) if token.type in ("INT", "FLOAT", "TRUE", "FALSE") else 0
         tokens += ["("] * wraps + [str(token)] + [")"] * wraps
     out = []

@@ -13,8 +13,9 @@ from dataclasses import replace
 from functools import partial
 
 from maskdsl.language import syntax
+from maskdsl.language.grammar import parser
 from maskdsl.language.layout import Comment, Gap, Layout, Op, width
-from maskdsl.language.parse import MAX_TEXT, _parser, parse_text
+from maskdsl.language.parse import MAX_TEXT, parse_text
 
 SPACE, LINE, SOFT, FILL = Op.SPACE, Op.LINE, Op.SOFT, Op.FILL
 OPEN, CLOSE, IN, OUT = Op.OPEN, Op.CLOSE, Op.IN, Op.OUT
@@ -285,7 +286,7 @@ def _gaps(text: str, writer: _Writer) -> list[Gap]:
     words = [op for op in writer.ops if isinstance(op, str)]
     gaps = [Gap() for _ in range(len(words) + 1)]
     n = end = 0
-    for token in [*_parser().lex(text), None]:
+    for token in [*parser().lex(text), None]:
         start = len(text) if token is None else token.start_pos or 0
         between = _gap(text[end:start], end == 0)
         gaps[n].take(between, first=False)

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import lark
-from lark import Lark, Token
+from lark import Token
 from lark.visitors import Transformer_NonRecursive, v_args
 
 from maskdsl.errors import ParseError, Source, Span
 from maskdsl.language import syntax
 from maskdsl.language.diagnostics import explain_character, explain_token
+from maskdsl.language.grammar import parser
 
 MAX_TEXT = 64 * 1024  # bytes of one text
 MAX_NESTING = 100  # expressions inside expressions
 MAX_DIGITS = 19  # of an integer literal: 2**63 - 1 has 19
 MAX_NAME = 200  # characters of a name
-
-
-@cache
-def _parser() -> Lark:
-    return Lark(
-        (Path(__file__).parent / "grammar.lark").read_text(),
-        parser="lalr",
-        lexer="basic",
-        propagate_positions=True,
-        maybe_placeholders=True,
-    )
 
 
 def parse_text(text: str, name: str = "<text>") -> syntax.File:
@@ -37,11 +25,11 @@ def parse_text(text: str, name: str = "<text>") -> syntax.File:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_TEXT:
         raise ParseError(f"{name}: the text is longer than {MAX_TEXT} bytes")
     try:
-        tree = _parser().parse(text)
+        tree = parser().parse(text)
     except lark.UnexpectedCharacters as e:
         raise explain_character(source, e) from None
     except lark.UnexpectedToken as e:
-        raise explain_token(source, e, _parser()) from None
+        raise explain_token(source, e, parser()) from None
     try:
         file: syntax.File = _Build(source).transform(tree)
     except lark.exceptions.VisitError as e:
