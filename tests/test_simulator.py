@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -419,6 +420,12 @@ def test_heads_and_batch_repeat_the_pattern():
     assert repeated.heads == 24
     assert simulate(one, heads=12, batch=2).time == pytest.approx(repeated.time)
     assert simulate(many, heads=24) == simulate(many)
+
+
+def test_a_device_of_any_name_plans_a_mask() -> None:
+    mask = maskdsl.parse("pattern f over (n) keep causal(n)").bind(n=1024)
+    named = dataclasses.replace(load_device("h100"), name="my own GPU, 80 GB")
+    assert simulate(mask, device=named).time == simulate(mask, device="h100").time
 
 
 def test_a_mask_is_planned():

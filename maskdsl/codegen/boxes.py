@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from maskdsl.errors import CompileError
 from maskdsl.planner import Grid
+from maskdsl.planner.proofs import INT32
 
-INT32 = 2**31
 # variables of the templates that an axis's coordinate might be called like
 RESERVED = frozenset(
     f"{side}_{word}"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from maskdsl.errors import BindError
 from maskdsl.planner import Candidate, Cost
+from maskdsl.planner.layout import kernel_lanes
 from maskdsl.simulator.bounds import speedup_bounds
 from maskdsl.simulator.cost import (
     DIRECTIONS,
@@ -29,7 +30,7 @@ from maskdsl.simulator.traffic import memory_traffic
 
 
 class MaskLike(Protocol):
-    def plan(self, *, target: str, head_dim: int, cost: Cost) -> PlanLike: ...
+    def plan(self, *, lanes: tuple[int, int], cost: Cost) -> PlanLike: ...
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def simulate(
     chosen = load_device(device)
     steps = find_direction(direction)
     element = dtype_name(dtype)
-    plan = _plan_of(mask_or_plan, chosen, head_dim, layout_cost(chosen, head_dim, element, steps))
+    plan = _plan_of(mask_or_plan, head_dim, layout_cost(chosen, head_dim, element, steps))
     own, queries, keys = plan.mask_shape
     asked = own if heads is None else _count("heads", heads)
     if own not in (1, asked):
@@ -198,12 +199,12 @@ def layout_cost(
     return cost
 
 
-def _plan_of(mask_or_plan: Any, device: Device, head_dim: int, cost: Cost) -> PlanLike:
+def _plan_of(mask_or_plan: Any, head_dim: int, cost: Cost) -> PlanLike:
     plan: PlanLike
     if hasattr(mask_or_plan, "row_counts"):
         plan = mask_or_plan
     elif hasattr(mask_or_plan, "plan"):
-        plan = mask_or_plan.plan(target=device.name, head_dim=head_dim, cost=cost)
+        plan = mask_or_plan.plan(lanes=kernel_lanes(head_dim), cost=cost)
     else:
         raise BindError(f"simulate takes a mask or a plan, not {type(mask_or_plan).__name__}")
     return plan
