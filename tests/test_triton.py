@@ -131,7 +131,7 @@ def test_bfloat16_is_refused_by_the_interpreter() -> None:
 @pytest.mark.parametrize(
     ("tile", "spec", "message"),
     [
-        (8, (16, 16, "float32"), "at least 16 queries"),
+        (8, (16, 16, "float32"), "at least 16 "),
         (64, (512, 16, "float32"), "head_dim of 1 to 256"),
         (64, (16, 16, "float64"), "triton kernels take"),
         (64, (16, 16, "float32", "sm_30"), "no target 'sm_30'"),

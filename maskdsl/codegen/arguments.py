@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from maskdsl.codegen.operands import Operand
 from maskdsl.codegen.walk import Walk
 from maskdsl.ir.nodes import Array
 
@@ -27,7 +28,7 @@ class Argument:
 
 def arguments_of(
     dtype: str,
-    tensors: Sequence[str],
+    tensors: Sequence[Operand],
     per_query: Sequence[str],
     batch_heads: str,
     walk: Walk,
@@ -36,18 +37,26 @@ def arguments_of(
 ) -> list[Argument]:
     """All but OFFSETS, in order.
 
-    tensors: of tokens, in `dtype`, with strides. per_query: contiguous float32 (batch, heads,
-    queries). batch_heads: how many times all rows are walked, in the launch's words. text: of all
-    expressions.
+    tensors: of tokens, in `dtype`, by descriptors or with strides. per_query: contiguous float32
+    (batch, heads, queries). batch_heads: how many times all rows are walked, in the launch's words.
+    text: of all expressions.
     """
-    found = [Argument(f"{n}_ptr", "", TYPES[dtype]) for n in tensors]
-    found += [Argument(f"{n}_ptr", "", "*fp32") for n in per_query]
-    found += [Argument(f"{n}_strides", "") for n in tensors]
+    found = []
+    element = TYPES[dtype]
+    for x in tensors:
+        if x.boxes is None:
+            found.append(Argument(f"{x.name}_ptr", x.name, element))
+        else:
+            kind = f"tensordesc<{element.removeprefix('*')}[{x.block}]>"
+            found.append(Argument(f"{x.name}_desc", x.described, kind))
+    found += [Argument(f"{n}_ptr", n, "*fp32") for n in per_query]
+    plain = [x.name for x in tensors if x.boxes is None]
+    found += [Argument(f"{n}_strides", f"{n}.stride()") for n in plain]
     found.append(Argument("scale", "scale"))
     if not walk.even:
         found.append(Argument("batch_heads", batch_heads))
         found.append(Argument("heads_at_once", "heads_at_once"))
-    found += [Argument(n, f'walk["{n}"]', "*i32") for n in walk.tables()]
+    found += [Argument(n, f'walk["{n}"]', _pointer(x)) for n, x in walk.tables().items()]
     for name, array in arrays.items():
         if not array.is_input:
             found.append(Argument(name, f'walk["{name}"]', _pointer(data_of(array))))

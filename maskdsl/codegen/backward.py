@@ -7,8 +7,9 @@ Two passes without atomics: q, k and v have the same gradients, to the last bit,
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from maskdsl.codegen.emit import Module
+from maskdsl.codegen.emit import Module, plan_lanes, types_of
 from maskdsl.codegen.frame import Frame
 from maskdsl.codegen.header import facts
 from maskdsl.codegen.input_gradients import Read, reads_of
@@ -29,36 +30,59 @@ class BackwardEmission(Module):
     def __init__(self, plan: Plan, spec: Spec, inputs: Iterable[str] = ()) -> None:
         super().__init__(plan, spec)
         self.kernel = f"{self.name}_backward"
-        roots = _roots(self.lowered.score)
         numbers: dict[str, int] = {}
-        reads = {s: [r for r in reads_of(self.lowered.score, inputs) if r.side == s] for s in "qk"}
-        self.frames = [
-            Frame(plan, spec, self.lowered, s, _with_reads(roots, reads[s]), numbers) for s in "qk"
-        ]
-        q_lanes, k_lanes = plan.q_grid_.tile.lanes, plan.kv_grid_.tile.lanes
-        settings = spec.backward_settings(q_lanes, k_lanes)
-        q, k = self.frames
-        contexts = {
-            "dq": q.context(
-                f"{self.name}_dq", ["q", "do", "out"], ["k", "v"], ["dq"],
-                ["q", "k", "v", "out", "do", "dq"], ["lse", "grad_lse", "delta"], reads["q"],
+        program = plan.program
+        reads = self._reads(tuple(inputs))
+        self.frames = []
+        contexts: dict[str, list[dict[str, Any]]] = {"q": [], "k": []}
+        names = {
+            "q": (
+                "dq", ["q", "do", "out"], ["k", "v"], ["dq"],
+                ["q", "k", "v", "out", "do", "dq"], ["lse", "grad_lse", "delta"],
             ),
-            "dkv": k.context(
-                f"{self.name}_dkv", ["k", "v"], ["q", "do"], ["dk", "dv"],
-                ["q", "k", "v", "do", "dk", "dv"], ["lse", "delta"], reads["k"],
+            "k": (
+                "dkv", ["k", "v"], ["q", "do"], ["dk", "dv"],
+                ["q", "k", "v", "do", "dk", "dv"], ["lse", "delta"],
             ),
         }  # fmt: skip
-        arguments = [a for f in contexts.values() for a in f["arguments"] if a.type]
+        for home, own, other in (
+            ("q", program.queries, program.keys), ("k", program.keys, program.queries)
+        ):  # fmt: skip
+            for number in range(len(own)):
+                blocks = [(number, a) if home == "q" else (a, number) for a in range(len(other))]
+                mine = [[r for r in reads[at] if r.side == home] for at in blocks]
+                roots = [
+                    _with_reads(_roots(self.lowered.scores[i][j]), r)
+                    for (i, j), r in zip(blocks, mine, strict=True)
+                ]
+                frame = Frame(plan, spec, self.lowered, home, number, roots, numbers)
+                self.frames.append(frame)
+                kernel, *what = names[home]
+                kernel = f"{self.name}_{kernel}{frame.suffix}"
+                contexts[home].append(frame.context(kernel, *what, mine))
+        settings = spec.backward_settings(*plan_lanes(plan))
+        every = [r for x in reads.values() for r in x]
         self.context = {
             **self.shared_context(),
             "title": f"Gradients of attention for the pattern `{plan.name}`, emitted by MaskDSL.",
-            "facts": facts(plan, spec, q.walk, settings),
+            "facts": facts(plan, spec, [f.walk for f in self.frames], settings),
             "backward": True,
-            "read_inputs": sorted({r.load.value.name for x in reads.values() for r in x}),
-            "pointers": list({a.name: a.type for a in arguments}.items()),
-            **contexts,
+            "read_inputs": sorted({r.load.value.name for r in every}),
+            "types": types_of([*contexts["q"], *contexts["k"]]),
+            "dq": contexts["q"],
+            "dkv": contexts["k"],
             "options": self.options(*settings),
         }
+
+    def _reads(self, inputs: tuple[str, ...]) -> dict[tuple[int, int], list[Read]]:
+        """Of each pair of segments, numbered through."""
+        found: dict[tuple[int, int], list[Read]] = {}
+        count = 0
+        for i, row in enumerate(self.lowered.scores):
+            for j, score in enumerate(row):
+                found[i, j] = reads_of(score, inputs, count)
+                count += len(found[i, j])
+        return found
 
 
 def _roots(score: Node | None) -> dict[str, Node]:

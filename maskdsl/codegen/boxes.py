@@ -25,7 +25,8 @@ class Axis:
 
     name: the variable with the coordinates of a tile's lanes. first_name: with that of lane 0.
     index, index_name: the tile's number on the axis, where a step needs it twice.
-    first: coordinate of lane 0. value: of each lane. lane, lane_name: offsets of the lanes.
+    first: coordinate of lane 0, from the tile's number. value: of each lane. lane, lane_name:
+    offsets of the lanes.
     inside: that lanes hold a token of the space (nothing where proved).
     wrap, first_wrap: the coordinate, that of lane 0, brought back to the start of an axis that
     wraps; until then it may lie past the end.
@@ -47,12 +48,11 @@ class Axis:
 
 
 def axes_of(
-    side: str, names: tuple[str, ...], grid: Grid, home: bool, indexing: bool
+    side: str, names: tuple[str, ...], grid: Grid, home: bool, indexing: bool, block: str
 ) -> list[Axis]:
     """One Axis per axis. home: whether a program holds one tile of this side, and does not walk
-    them. indexing: whether coordinates index memory.
+    them. indexing: whether coordinates index memory. block: the constant that counts lanes.
     """
-    tile = "tile" if home else "first"  # the variable with the flattened tile number
     if grid.tile.lanes < 16:
         what = "queries" if side == "q" else "keys"
         raise CompileError(f"a kernel's tile needs at least 16 {what}, not {grid.tile}")
@@ -64,7 +64,7 @@ def axes_of(
         if start + grid.blocks[i] * span + size * step >= INT32:
             raise CompileError(f"a kernel's axes are shorter than 2^31, not {extent}")
         variable = coordinate_name(side, name)
-        index = _part(tile, math.prod(grid.shape[i + 1 :]), grid.shape[i], outermost=i == 0)
+        index = _part("tile", math.prod(grid.shape[i + 1 :]), grid.shape[i], outermost=i == 0)
         index_name = f"{variable}_tile" if step > 1 and grid.blocks[i] > 1 else ""
         if index_name:
             blocks = grid.blocks[i]
@@ -79,7 +79,7 @@ def axes_of(
         place = _part(f"{side}_lane", math.prod(grid.tile.size[i + 1 :]), size, outermost=i == 0)
         lane = f"{place} * {step}" if step > 1 else place
         if size == 1:
-            lane = f"tl.zeros([BLOCK_{side.upper()}], tl.int32)"
+            lane = f"tl.zeros([{block}], tl.int32)"
         lane_name = lane if lane == f"{side}_lane" else f"{side}_lane_{name}"
         bounds = []
         if pitch < size:
@@ -97,7 +97,7 @@ def axes_of(
                 index_name=index_name,
                 index=index,
                 first=first,
-                value=lane if first == "0" else f"{first} + {lane}",
+                value=f"{variable}_first + {lane}",
                 lane=lane,
                 lane_name=lane_name,
                 inside=tuple(bounds),
@@ -120,11 +120,13 @@ def all_of(axes: list[Axis]) -> str:
     return parts[0] if len(parts) == 1 else " & ".join(f"({part})" for part in parts)
 
 
-def token(parts: list[str], grid: Grid, type_: str = "") -> str:
-    """The flattened position of coordinates, in 64 bits where 32 do not do, then cast."""
+def token(parts: list[str], grid: Grid, type_: str = "", offset: int = 0) -> str:
+    """The flattened position of coordinates, in 64 bits where 32 do not do, then cast. offset: of
+    the segment's first token.
+    """
     reach = math.prod(e + n * s for e, n, s in zip(
         grid.extents, grid.tile.size, grid.tile.step, strict=True
-    ))  # fmt: skip
+    )) + offset  # fmt: skip
     text = parts[0] if reach < INT32 or parts[0] == "0" else f"{parts[0]}.to(tl.int64)"
     for part, extent in zip(parts[1:], grid.extents[1:], strict=True):
         if text == "0":
@@ -132,15 +134,23 @@ def token(parts: list[str], grid: Grid, type_: str = "") -> str:
             continue
         text = f"({text})" if " + " in text else text
         text = f"{text} * {extent}" + ("" if part == "0" else f" + {part}")
+    if offset:
+        text = f"{text} + {offset}"
     if type_:
         text = f"{text}.to({type_})" if text.isidentifier() else f"({text}).to({type_})"
     return text
 
 
-def lane_token(axes: list[Axis], grid: Grid) -> str:
+def first_token(parts: list[str], grid: Grid, offset: int) -> str:
+    """The flattened position of first coordinates, any of which may be plain numbers, in 64 bits."""
+    return f"tl.cast({token(parts, grid, offset=offset)}, tl.int64)"
+
+
+def lane_token(axes: list[Axis], grid: Grid, by_boxes: bool) -> str:
     """Flattened positions of a tile's lanes from its first one."""
     sizes = zip(axes, grid.tile.size, strict=True)
-    return token([a.lane_name if n > 1 else "0" for a, n in sizes], grid, "OFFSETS")
+    names = [a.lane_name if n > 1 else "0" for a, n in sizes]
+    return token(names, grid, "" if by_boxes else "OFFSETS")
 
 
 def lane_span(grid: Grid) -> int:

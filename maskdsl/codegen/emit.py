@@ -15,10 +15,12 @@ from maskdsl.codegen.arguments import data_of
 from maskdsl.codegen.expressions import LINE
 from maskdsl.codegen.frame import Frame
 from maskdsl.codegen.header import comment_lines, facts
-from maskdsl.codegen.loops import Dim
 from maskdsl.codegen.lowered import lower
+from maskdsl.codegen.operands import Dim
 from maskdsl.codegen.rendering import digest, render
 from maskdsl.codegen.spec import Spec, padded
+from maskdsl.codegen.text import PRODUCT
+from maskdsl.ir.nodes import Node
 from maskdsl.planner import Plan
 
 L2_BYTES = 32 << 20  # of what the tiles of one head walk, that heads running together may share
@@ -58,20 +60,34 @@ class Module:
         self.lowered = lower(plan)
         self.name = re.sub(r"\W", "_", plan.name)
 
+    @property
+    def merged(self) -> bool | None:
+        """Whether descriptors see batch and heads as one axis; None where there are none."""
+        boxes = [b for f in self.frames for b in f.all_boxes]
+        return any(b.merged for b in boxes) if boxes else None
+
+    @property
+    def kernels(self) -> list[str]:
+        """Names of the kernels."""
+        return [f.kernel for f in self.frames]
+
     @cached_property
     def tables(self) -> dict[str, np.ndarray]:
         """Constant arguments by name."""
         found: dict[str, np.ndarray] = {}
         for f in self.frames:
             constant = {name: data_of(a) for name, a in f.arrays.items() if not a.is_input}
-            found |= {**f.walk.tables(), **constant}
+            found |= {**f.tables, **constant}
         return found
 
     @cached_property
     def key(self) -> str:
         """`name-shape-dtype-target-digest`: the digest covers all that the source depends on."""
         program, spec = self.plan.program, self.spec
-        shapes = ("x".join(map(str, s)) for s in (program.query_shape, program.key_shape))
+        shapes = (
+            "+".join("x".join(map(str, s.shape)) for s in side)
+            for side in (program.queries, program.keys)
+        )
         dims = f"d{spec.head_dim}" + (
             f"v{spec.value_dim}" if spec.value_dim != spec.head_dim else ""
         )
@@ -90,19 +106,13 @@ class Module:
         plan, spec = self.plan, self.spec
         program = plan.program
         same = spec.value_dim == spec.head_dim
-        names = [tuple(n for n, _ in a) for a in (program.query_axes, program.key_axes)]
-        q_tile, k_tile = plan.q_grid_.tile, plan.kv_grid_.tile
-        used = set().union(*(f.printed.helpers for f in self.frames))
+        used = set().union(*(f.helpers for f in self.frames))
         return {
             "pattern": comment_lines(plan.source),
-            "block_q": q_tile.lanes,
-            "block_k": k_tile.lanes,
-            "q_box": _box(names[0], q_tile.size),
-            "k_box": _box(names[1], k_tile.size),
-            "rows": plan.q_tiles,
-            "columns": plan.kv_tiles,
-            "queries": math.prod(program.query_shape),
-            "keys": math.prod(program.key_shape),
+            "constants": self._constants(),
+            "backward": False,
+            "queries": program.query_tokens,
+            "keys": program.key_tokens,
             "heads": program.heads,
             "kv_heads": program.kv_heads,
             "group": program.heads // program.kv_heads,
@@ -112,7 +122,28 @@ class Module:
             "line": LINE,
             "l2_bytes": L2_BYTES,
             "walk_note": "" if self.tables else " (none are needed)",
+            "described": any(f.describes for f in self.frames),
+            "merges": sorted({b.merged for f in self.frames for b in f.all_boxes}),
         }
+
+    def _constants(self) -> list[tuple[str, int, str]]:
+        """(name, value, comment) of the tiles' sizes and numbers."""
+        found = []
+        homes = {f.home for f in self.frames}
+        for side, what in (("q", "queries"), ("k", "keys")):
+            frame = next(f for f in self.frames if f.home == side or side not in homes)
+            segments = frame.segments_of(side)
+            grids = self.plan.q_grids if side == "q" else self.plan.kv_grids
+            for number, (segment, grid) in enumerate(zip(segments, grids, strict=True)):
+                names = tuple(n for n, _ in segment.axes)
+                of = f" of {segment.name}" if len(segments) > 1 else ""
+                block = frame.block_name(side, number)
+                box = _box(names, grid.tile.size)
+                found.append((block, grid.tile.lanes, f"{what} of a tile{of}{box}"))
+        for f in self.frames:
+            what = f.home_what
+            found.append((f.rows_name, f.grid.count, f"tiles of {what}"))
+        return found
 
     def options(self, warps: int, stages: int) -> str:
         """Launch options. Where the pattern keeps binary64, no product is fused with a sum."""
@@ -121,7 +152,7 @@ class Module:
 
 
 class Emission(Module):
-    """The module of the forward kernel."""
+    """The module of the forward kernels: one for each segment of queries."""
 
     template = "forward.py.j2"
 
@@ -129,21 +160,47 @@ class Emission(Module):
         super().__init__(plan, spec)
         self.kernel = f"{self.name}_forward"
         low = self.lowered
-        roots = {n: x for n, x in (("score", low.score), ("sink", low.sink)) if x is not None}
-        frame = Frame(plan, spec, low, "q", roots, {})
-        self.frames = [frame]
-        settings = spec.settings(plan.q_grid_.tile.lanes, plan.kv_grid_.tile.lanes)
+        numbers: dict[str, int] = {}
+        self.frames = []
+        for number in range(len(plan.program.queries)):
+            roots = [
+                _roots(low.score("q", number, away), low.sink if away == 0 else None)
+                for away in range(len(plan.program.keys))
+            ]
+            self.frames.append(Frame(plan, spec, low, "q", number, roots, numbers))
+        settings = spec.settings(*plan_lanes(plan))
+        tensors = ["q", "k", "v", "out"]
+        contexts = [
+            f.context(self.kernel + f.suffix, ["q"], ["k", "v"], ["out"], tensors, ["lse"])
+            for f in self.frames
+        ]
+        for frame, context in zip(self.frames, contexts, strict=True):
+            sink = frame.aways[0].printed.roots.get("sink")
+            context["sink"] = "" if sink is None else sink.within(PRODUCT)
         self.context = {
             **self.shared_context(),
             "title": f"Forward attention for the pattern `{plan.name}`, emitted by MaskDSL.",
-            "facts": facts(plan, spec, frame.walk, settings),
-            "f": frame.context(
-                self.kernel, ["q"], ["k", "v"], ["out"], ["q", "k", "v", "out"], ["lse"]
-            ),
-            "sink": frame.printed.roots["sink"].text if low.sink is not None else "",
+            "facts": facts(plan, spec, [f.walk for f in self.frames], settings),
+            "frames": contexts,
+            "types": types_of(contexts),
+            "sink": low.sink is not None,
             "options": self.options(*settings),
-            "backward": False,
         }
+
+
+def _roots(score: Node | None, sink: Node | None) -> dict[str, Node]:
+    return {n: x for n, x in (("score", score), ("sink", sink)) if x is not None}
+
+
+def types_of(contexts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """`"name": "type"` of the kernels' arguments that have one."""
+    found = {a.name: a.type for f in contexts for a in f["arguments"] if a.type}
+    return [f'"{name}": "{type_}"' for name, type_ in found.items()]
+
+
+def plan_lanes(plan: Plan) -> tuple[int, int]:
+    """Lanes of the largest tiles of queries and of keys."""
+    return tuple(max(g.tile.lanes for g in grids) for grids in (plan.q_grids, plan.kv_grids))  # type: ignore[return-value]
 
 
 _HELPERS = [

@@ -87,15 +87,18 @@ def print_roots(
     last_axis: str,
     home: str = "q",
     numbers: dict[str, int] | None = None,
+    counts: dict[Stage, int] | None = None,
 ) -> Printed:
     """Text of expressions over all pairs of a tile.
 
     roots: name to (node, exact). coordinates: (side, axis) to the variable that holds it.
     last_axis: the axis that moves within a run. home: the side whose tile a program holds.
-    numbers: of tables without a name, by content; kernels of one module share them.
+    numbers: of tables without a name, by content; kernels of one module share them. counts: names
+    given so far, by stage; what is printed into one kernel shares them.
     """
     stage = stages([n for n, _ in roots.values()], last_axis, home)
-    return Printer(coordinates, stage, home, {} if numbers is None else numbers).run(roots)
+    numbers, counts = {} if numbers is None else numbers, {} if counts is None else counts
+    return Printer(coordinates, stage, home, numbers, counts).run(roots)
 
 
 class Printer:
@@ -107,6 +110,7 @@ class Printer:
         stage: Mapping[Node, Stage],
         home: str,
         numbers: dict[str, int],
+        counts: dict[Stage, int],
     ) -> None:
         self.prefix = _PREFIX[home]
         self.coordinates = coordinates
@@ -118,7 +122,7 @@ class Printer:
         self.compared = only_compared(stage)
         self.texts: dict[Key, Text] = {}
         self.named: set[Key] = set()
-        self.counts = dict.fromkeys(Stage, 0)
+        self.counts = counts
         self.names: dict[Key, list[str]] = {}  # what each node needs, its own name last
         self.tops: dict[Key, str] = {}
         self.numbers = numbers
@@ -203,8 +207,8 @@ class Printer:
                 self.names.setdefault(key, []).append(name)
                 return Text(name)
         if not name:
+            self.counts[stage] = self.counts.get(stage, -1) + 1
             name = f"{self.prefix[stage]}{self.counts[stage]}"
-            self.counts[stage] += 1
         self.names.setdefault(key, []).append(name)
         self.out.statements.append(Statement(stage, name, text.text, parts))
         return Text(name)

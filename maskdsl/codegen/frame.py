@@ -7,27 +7,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maskdsl.codegen.arguments import arguments_of
-from maskdsl.codegen.boxes import (
-    all_of,
-    axes_of,
-    coordinate_name,
-    lane_span,
-    lane_token,
-    token,
-)
-from maskdsl.codegen.expressions import print_roots
-from maskdsl.codegen.input_gradients import Read, added, arguments_for
-from maskdsl.codegen.loops import Dim, Operand, loop_of, mask_of
+from maskdsl.codegen.boxes import all_of, axes_of, coordinate_name, first_token, lane_span, lane_token, token
+from maskdsl.codegen.closed import closed_walk, without_tables
+from maskdsl.codegen.descriptors import Boxes, boxes_of
+from maskdsl.codegen.expressions import Printed, Statement, print_roots
+from maskdsl.codegen.implied import outside_is_left_out
+from maskdsl.codegen.input_gradients import Added, Read, added, arguments_for
+from maskdsl.codegen.loops import Loop, Table, Walked, loop_of, opening_of, unpacked
 from maskdsl.codegen.lowered import Lowered
+from maskdsl.codegen.operands import Dim, Operand, mask_of
 from maskdsl.codegen.sides import Stage, by_sides
 from maskdsl.codegen.spec import Spec, padded
 from maskdsl.codegen.text import PRODUCT
-from maskdsl.codegen.walk import make_walk
+from maskdsl.codegen.walk import Walk, make_walk
 from maskdsl.ir.logic import TRUE
 from maskdsl.ir.nodes import Node, depends_on
+from maskdsl.ir.program import Segment
 from maskdsl.planner import Plan
 
-_AWAY = {"q": "k", "k": "q"}
 _NAMES = {"q": "queries", "k": "keys"}
 _TILES = {  # tensor: variable with a tile of it, variable that says which elements exist
     "q": ("q", "queries_inside"),
@@ -39,145 +36,107 @@ _TILES = {  # tensor: variable with a tile of it, variable that says which eleme
     "dk": ("dk", ""),
     "dv": ("dv", ""),
 }
+_OF_KEYS = ("k", "v", "dk", "dv")
+_WORDS = {"q": "queries", "k": "keys", "v": "values", "do": "gradients of the output"}
 
 
-class Frame:
-    """One kernel of a module: its walk, its expressions, its tiles; `context` is for templates."""
+class Away:
+    """One segment that a kernel walks: its expressions, axes and loops."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        spec: Spec,
-        lowered: Lowered,
-        home: str,
-        roots: Mapping[str, Node],
-        numbers: dict[str, int],
-    ) -> None:
-        self.plan, self.spec, self.roots = plan, spec, roots
-        self.home, self.away = home, _AWAY[home]
-        program = plan.program
-        self.walk = make_walk(plan, home)
-        # a key head's gradients sum over the query heads that share it
-        self.shared = home == "k" and program.heads > program.kv_heads
-        self.depth = 8 if self.shared else 4
-        axes = {"q": program.query_axes, "k": program.key_axes}
-        names = {side: tuple(n for n, _ in axes[side]) for side in axes}
-        grids = {"q": plan.q_grid_, "k": plan.kv_grid_}
-        coordinates = {(s, n): coordinate_name(s, n) for s in axes for n in names[s]}
+    def __init__(self, frame: Frame, number: int, roots: Mapping[str, Node]) -> None:
+        self.frame, self.number, self.roots = frame, number, roots
+        self.side = "k" if frame.home == "q" else "q"
+        plan = frame.plan
+        self.segment = frame.segments_of(self.side)[number]
+        self.grid = (plan.kv_grids if self.side == "k" else plan.q_grids)[number]
+        self.block = frame.block_name(self.side, number)
+        names = tuple(n for n, _ in self.segment.axes)
+        coordinates = {
+            (side, n): coordinate_name(side, n)
+            for side, own in ((self.side, names), (frame.home, frame.names))
+            for n in own
+        }
+        keep = frame.lowered.keep(frame.home, frame.number, number)
         expressions = {n: (by_sides(x), False) for n, x in roots.items()}
-        if lowered.keep != TRUE and self.walk.partial.mode != "none":
-            expressions = {"keep": (by_sides(lowered.keep), True), **expressions}
-        last = names[self.away][-1]
-        self.printed = print_roots(expressions, coordinates, last, home, numbers)
-        self.arrays = dict(sorted(self.printed.arrays.items()))
-        indexing = self.printed.indexing
-        self.home_grid, self.away_grid = grids[home], grids[self.away]
-        self.home_axes, self.away_axes = (
-            axes_of(side, names[side], grids[side], side == home, side in indexing)
-            for side in (home, self.away)
+        visits = frame.walk.visits[number]
+        if keep != TRUE and visits["partial"].mode != "none":
+            expressions = {"keep": (by_sides(keep), True), **expressions}
+        self.printed = print_roots(
+            expressions, coordinates, names[-1], frame.home, frame.numbers, frame.counts
         )
-        same = spec.value_dim == spec.head_dim
-        self.head = Dim(spec.head_dim, padded(spec.head_dim), "dims")
-        self.value = Dim(spec.value_dim, padded(spec.value_dim), "dims" if same else "value_dims")
-
-    def context(
-        self,
-        kernel: str,
-        held: Sequence[str],
-        walked: Sequence[str],
-        stored: Sequence[str],
-        tensors: Sequence[str],
-        per_query: Sequence[str],
-        reads: Sequence[Read] = (),
-    ) -> dict[str, Any]:
-        """What the kernel's templates say.
-
-        held: tensors whose tile a program loads; walked: those of which it loads tile after tile;
-        stored: those of which it writes a tile. tensors, per_query: see `arguments_of`. reads:
-        those of inputs whose gradients it adds to.
-        """
-        walk, printed, plan = self.walk, self.printed, self.plan
-        inside = all_of(self.home_axes)
-        operands = [self.operand(n) for n in walked]
-        loops = [
-            loop_of(kind, walk, printed, self.away_axes, operands, self.depth)
-            for kind, visits in (("full", walk.full), ("partial", walk.partial))
-            if visits.mode != "none"
-        ]
-        away_grid = self.away_grid
-        known = [*printed.of(Stage.ONCE, *printed.roots), *printed.of(Stage.ROW, *printed.roots)]
-        programs = "KV_HEADS" if self.shared else "HEADS"
-        batch_heads = f"batch * {programs}.value"
-        rising = self.spec.rising
-        adds = added(reads, printed, inside and f"{self.home}_inside")
-        texts = " ".join([printed.text, *(a.mask for a in adds)])
-        arguments = arguments_of(
-            self.spec.dtype, tensors, per_query, batch_heads, walk, self.arrays, texts
+        indexing = self.side in self.printed.indexing
+        self.axes = axes_of(self.side, names, self.grid, False, indexing, self.block)
+        # coordinates that index memory are moved inside, where the pattern may keep them
+        self.implied = not indexing and outside_is_left_out(
+            keep, self.side, names, self.grid, frame.own_sizes
         )
-        arguments += arguments_for(adds)
-        roots = printed.roots
+
+    def context(self, walked: Sequence[str]) -> dict[str, Any]:
+        frame = self.frame
+        operands = [frame.operand(n, self) for n in walked]
+        by_boxes = all(x.boxes for x in operands)
+        loops = self._loops(operands, by_boxes)
         return {
-            "kernel": kernel,
-            "home": self.home,
-            "away": self.away,
-            "shared": self.shared,
-            "depth": self.depth,
-            "batch_heads": batch_heads,
-            "rows": "ROWS" if self.home == "q" else "COLUMNS",
-            "rows_table": walk.table("rows"),
-            "row": "member_row" if self.shared and walk.classes > 1 else "row",
-            "classes": walk.classes,
-            "in_order": walk.in_order,
-            "even": walk.even,
-            "order": _order(walk.even),
-            "home_what": _NAMES[self.home],
+            "side": self.side,
+            "block": self.block,
+            "axes": self.axes,
             "walked": operands,
-            "walked_what": " and ".join(_WORDS[n] for n in walked),
-            "held": [self._placed(n, inside) for n in held],
-            "stored": [self._placed(n, inside) for n in stored],
-            "arguments": arguments,
-            "added": adds,
-            "tensors": list(tensors),
-            "per_query": list(per_query),
-            "once": printed.of(Stage.ONCE, *roots),
-            "row_statements": printed.of(Stage.ROW, *roots),
-            "home_axes": self.home_axes,
-            "away_axes": self.away_axes,
-            "home_token": token([a.name for a in self.home_axes], self.home_grid, "tl.int64"),
-            "away_token": token([a.first_wrap for a in self.away_axes], away_grid, "tl.int64"),
-            "away_lane_tokens": token([a.name for a in self.away_axes], away_grid, "tl.int64"),
-            "lane_token": lane_token(self.away_axes, away_grid),
-            "lane_span": lane_span(away_grid),
-            "step": away_grid.tile.span[-1],
-            "home_inside": inside,
-            "head": self.head,
-            "value": self.value,
-            "folded": "score" not in roots and rising,
-            "score": self._score(),
-            "slope": roots["slope"].within(PRODUCT) if "slope" in roots else "",
-            "precision": ', input_precision="ieee"' if self.spec.dtype == "float32" else "",
-            "may_be_empty": not plan.proofs["no_empty_row"],
+            "what": " and ".join(_WORDS[n] for n in walked) + self._of_segment,
+            "by_boxes": by_boxes,
+            "token": first_token([a.first_wrap for a in self.axes], self.grid, self.segment.offset),
+            "lane_tokens": token([a.name for a in self.axes], self.grid, "tl.int64",
+                                 self.segment.offset),
+            "lane_token": lane_token(self.axes, self.grid, by_boxes),
             "loops": loops,
             "offsets": any(not x.addresses for x in loops),
-            "per_member": self.shared and any(re.search(r"\bhead\b", s.text) for s in known),
-        }
+            "lanes_needed": self._lanes_needed(loops, by_boxes),
+        }  # fmt: skip
 
-    def operand(self, name: str) -> Operand:
-        """A tensor as this kernel addresses it."""
-        program = self.plan.program
-        of_keys = name in ("k", "v", "dk", "dv")
-        number = "kv_head" if of_keys and program.heads > program.kv_heads else "head"
-        several = (program.kv_heads if of_keys else program.heads) > 1
-        dim = self.value if name in ("v", "out", "do", "dv") else self.head
-        head = f" + {number}.to(tl.int64) * {name}_strides[1]" if several else ""
-        return Operand(name, *_TILES[name], dim, head)
+    @property
+    def _of_segment(self) -> str:
+        return f" of {self.segment.name}" if self.frame.plan.program.segmented else ""
 
-    def _placed(self, name: str, inside: str) -> tuple[Operand, str]:
-        """(operand, which elements of its home tile exist)"""
-        x = self.operand(name)
-        return x, mask_of(inside and f"{self.home}_inside", x.dim)
+    def _lanes_needed(self, loops: Sequence[Loop], by_boxes: bool) -> bool:
+        """Whether the loops read coordinates or addresses of lanes at all."""
+        texts = " ".join(line for x in loops for line in (*x.opening, *x.coordinates))
+        return not by_boxes or self.frame.home == "k" or f"{self.side}_lane" in texts
 
-    def _score(self) -> str:
+    def _loops(self, operands: list[Operand], by_boxes: bool) -> list[Loop]:
+        frame = self.frame
+        walked = Walked(
+            self.side, self.axes, self.grid, operands, self.printed, by_boxes, self.implied,
+            frame.home == "k" and bool(self.roots),
+        )  # fmt: skip
+        loops = []
+        for kind, opening in self._openings():
+            loops.append(loop_of(kind, walked, opening, self.score(), self.slope(), frame.depth))
+        return loops
+
+    def _openings(self) -> list[tuple[str, tuple[str, list[str], bool]]]:
+        frame = self.frame
+        closed = frame.closed
+        if closed is not None:
+            return closed.openings(self.axes[0].first_name, self.grid.tile.span[0])
+        found = []
+        for kind, visits in frame.walk.visits[self.number].items():
+            if visits.mode == "none":
+                continue
+            what = "tiles" if visits.mode == "list" else "runs"
+            table = Table(
+                frame.walk.table(f"{kind}_starts", self.number),
+                frame.walk.table(f"{kind}_{what}", self.number),
+                frame.row,
+            )
+            comment, lines, early = opening_of(kind, visits, table, self.axes, self.grid)
+            if visits.mode == "list":
+                names = [a.first_name for a in self.axes]
+                source = f"tl.load({table.entries} + at)"
+                inner = unpacked(visits, names, source, f"{self.side}_first")
+                lines = [*lines, *(f"    {x}" for x in inner)]
+            found.append((kind, (f"{comment}{self._of_segment}", lines, early)))
+        return found
+
+    def score(self) -> str:
         """The logit in base 2, from the score's text."""
         text = self.printed.roots.get("score")
         if text is None:
@@ -185,15 +144,202 @@ class Frame:
         scaled = f"{text.within(PRODUCT)} * LOG2E"
         if depends_on([self.roots["score"]], "logit"):
             return scaled
-        return f"{_pairs(self.home)} + {scaled}"  # one logit for many pairs
+        home, away = self.frame.home_block, self.block
+        return f"tl.zeros([{home}, {away}], tl.float32) + {scaled}"  # one logit for many pairs
+
+    def slope(self) -> str:
+        text = self.printed.roots.get("slope")
+        return "" if text is None else text.within(PRODUCT)
 
 
-_WORDS = {"q": "queries", "k": "keys", "v": "values", "do": "gradients of the output"}
+class Frame:
+    """One kernel of a module: its walk, its expressions, its tiles; `context` is for templates.
+
+    home: the side whose tile a program holds; number: of the segment. roots: per segment of the
+    other side, what is evaluated besides `keep`. numbers: of tables without a name.
+    """
+
+    def __init__(
+        self, plan: Plan, spec: Spec, lowered: Lowered, home: str, number: int,
+        roots: Sequence[Mapping[str, Node]], numbers: dict[str, int],
+    ) -> None:  # fmt: skip
+        self.plan, self.spec, self.lowered = plan, spec, lowered
+        self.home, self.number, self.numbers = home, number, numbers
+        self.counts: dict[Stage, int] = {}
+        program = plan.program
+        self.walk = make_walk(plan, home, number)
+        # a key head's gradients sum over the query heads that share it
+        self.shared = home == "k" and program.heads > program.kv_heads
+        self.depth = 8 if self.shared else 4
+        self.row = "member_row" if self.shared and self.walk.classes > 1 else "row"
+        self.segment = self.segments_of(home)[number]
+        self.names = tuple(n for n, _ in self.segment.axes)
+        self.own_sizes = {(home, n): size for n, size in self.segment.axes}
+        self.grid = (plan.q_grids if home == "q" else plan.kv_grids)[number]
+        self.home_block = self.block_name(home, number)
+        self.closed = closed_walk(plan, home)
+        if self.closed is not None:
+            self.walk = without_tables(self.walk)
+        same = spec.value_dim == spec.head_dim
+        self.head = Dim(spec.head_dim, padded(spec.head_dim), "dims")
+        self.value = Dim(spec.value_dim, padded(spec.value_dim), "dims" if same else "value_dims")
+        self.aways = [Away(self, i, r) for i, r in enumerate(roots)]
+        self.arrays = {n: a for x in self.aways for n, a in sorted(x.printed.arrays.items())}
+        indexing = any(home in x.printed.indexing for x in self.aways)
+        self.axes = axes_of(home, self.names, self.grid, True, indexing, self.home_block)
+
+    @property
+    def suffix(self) -> str:
+        """What tells the kernels of a side's segments apart."""
+        return f"_{self.segment.name}" if len(self.segments_of(self.home)) > 1 else ""
+
+    def segments_of(self, side: str) -> tuple[Segment, ...]:
+        return self.plan.program.queries if side == "q" else self.plan.program.keys
+
+    def block_name(self, side: str, number: int) -> str:
+        """The constant with the lanes of a segment's tiles."""
+        segments = self.segments_of(side)
+        name = f"_{segments[number].name}".upper() if len(segments) > 1 else ""
+        return f"BLOCK_{side.upper()}{name}"
+
+    @property
+    def tables(self) -> dict[str, Any]:
+        return self.walk.tables()
+
+    @property
+    def helpers(self) -> set[str]:
+        return set().union(*(x.printed.helpers for x in self.aways))
+
+    def context(
+        self, kernel: str, held: Sequence[str], walked: Sequence[str], stored: Sequence[str],
+        tensors: Sequence[str], per_query: Sequence[str], reads: Sequence[Sequence[Read]] = (),
+    ) -> dict[str, Any]:  # fmt: skip
+        """What the kernel's templates say.
+
+        held: tensors whose tile a program loads; walked: those of which it loads tile after tile;
+        stored: those of which it writes a tile. tensors, per_query: see `arguments_of`. reads:
+        those of inputs whose gradients it adds to, per segment walked.
+        """
+        self.kernel = kernel
+        inside = all_of(self.axes)
+        aways = [x.context(walked) for x in self.aways]
+        known = self._known(Stage.ONCE) + self._known(Stage.ROW)
+        programs = "KV_HEADS" if self.shared else "HEADS"
+        batch_heads = f"batch * {programs}.value"
+        adds: list[Added] = []
+        for away, own, context in zip(self.aways, reads, aways, strict=False):
+            context["added"] = added(own, away.printed, inside and f"{self.home}_inside")
+            adds += context["added"]
+        texts = " ".join([*(x.printed.text for x in self.aways), *(a.mask for a in adds)])
+        operands = [self._home_operand(n) if n in (*held, *stored) else self.operand(n)
+                    for n in tensors]  # fmt: skip
+        arguments = arguments_of(
+            self.spec.dtype, operands, per_query, batch_heads, self.walk, self.arrays, texts
+        )
+        arguments += arguments_for(adds)
+        scored = any(x is not None for row in self.lowered.scores for x in row)
+        return {
+            "kernel": kernel,
+            "home": self.home,
+            "block": self.home_block,
+            "lane": f"{self.home}_lane",
+            "shared": self.shared,
+            "batch_heads": batch_heads,
+            "rows": self.rows_name,
+            "rows_table": self.walk.table("rows"),
+            "row": self.row,
+            "classes": self.walk.classes,
+            "order": self.walk.order,
+            "even": self.walk.even,
+            "order_what": _order(self.walk.even),
+            "home_what": self.home_what,
+            "aways": aways,
+            "held": [self._placed(n, inside) for n in held],
+            "stored": [self._placed(n, inside) for n in stored],
+            "arguments": arguments,
+            "added": adds,
+            "tensors": operands,
+            "pointers": [x.name for x in operands if x.boxes is None],
+            "per_query": list(per_query),
+            "once": self._known(Stage.ONCE),
+            "row_statements": self._known(Stage.ROW),
+            "axes": self.axes,
+            "token": token([a.name for a in self.axes], self.grid, "tl.int64",
+                           self.segment.offset),
+            "lane_span": max(lane_span(x.grid) for x in self.aways),
+            "home_inside": inside,
+            "head": self.head,
+            "value": self.value,
+            "folded": not scored and self.spec.rising,
+            "closed": self.closed,
+            "precision": ', input_precision="ieee"' if self.spec.dtype == "float32" else "",
+            "may_be_empty": not self.plan.proofs["no_empty_row"],
+            "per_member": self.shared and any(re.search(r"\bhead\b", s.text) for s in known),
+        }  # fmt: skip
+
+    @property
+    def home_what(self) -> str:
+        """What the program holds, in words."""
+        return _NAMES[self.home] + (f" of {self.segment.name}" if self.suffix else "")
+
+    @property
+    def all_boxes(self) -> list[Boxes]:
+        """Of every tensor that descriptors see."""
+        operands = [self._home_operand("q"), *(self.operand("k", x) for x in self.aways)]
+        return [x.boxes for x in operands if x.boxes is not None]
+
+    @property
+    def rows_name(self) -> str:
+        return ("ROWS" if self.home == "q" else "COLUMNS") + self.suffix.upper()
+
+    def _known(self, stage: Stage) -> list[Statement]:
+        return [s for x in self.aways for s in x.printed.of(stage, *x.printed.roots)]
+
+    def operand(self, name: str, away: Away | None = None) -> Operand:
+        """A tensor of which this kernel walks tiles (of the first segment by default)."""
+        away = away or self.aways[0]
+        return self._operand(name, away.axes, away.grid, away.block, away.segment.offset)
+
+    def _home_operand(self, name: str) -> Operand:
+        return self._operand(name, self.axes, self.grid, self.home_block, self.segment.offset)
+
+    def _operand(self, name: str, axes: list[Any], grid: Any, block: str, offset: int) -> Operand:
+        program = self.plan.program
+        of_keys = name in _OF_KEYS
+        grouped = program.heads > program.kv_heads
+        number = "kv_head" if of_keys and grouped else "head"
+        several = (program.kv_heads if of_keys else program.heads) > 1
+        dim = self.value if name in ("v", "out", "do", "dv") else self.head
+        head = f" + {number}.to(tl.int64) * {name}_strides[1]" if several else ""
+        boxes = boxes_of(axes, grid) if self.describes else None
+        at = ""
+        if boxes is not None:
+            place = f"batch, {number if several else 0}"
+            if boxes.merged:
+                place = "batch_head"
+                if of_keys and grouped and not self.shared:
+                    place = "batch * KV_HEADS + kv_head"
+                if self.shared and not of_keys:
+                    place = "batch * HEADS + head"
+            at = ", ".join([place, *boxes.at, "0"])
+        return Operand(name, *_TILES[name], dim, head, block, boxes, at, offset)
+
+    @property
+    def describes(self) -> bool:
+        """Whether descriptors load and store this kernel's tiles: all of them, or none."""
+        grids = (*self.plan.q_grids, *self.plan.kv_grids)
+        return self.spec.copies_boxes and all(can_be_boxes(g) for g in grids)
+
+    def _placed(self, name: str, inside: str) -> tuple[Operand, str]:
+        """(operand, which elements of its home tile exist)"""
+        x = self._home_operand(name)
+        return x, mask_of(inside and f"{self.home}_inside", x.dim)
 
 
-def _pairs(home: str) -> str:
-    """A tile of zeros, home tokens by away tokens."""
-    return f"tl.zeros([BLOCK_{home.upper()}, BLOCK_{_AWAY[home].upper()}], tl.float32)"
+def can_be_boxes(grid: Any) -> bool:
+    """Whether a grid's tiles are boxes that a descriptor loads."""
+    names = tuple(f"a{i}" for i in range(len(grid.shape)))
+    return boxes_of(axes_of("q", names, grid, True, False, ""), grid) is not None
 
 
 def _order(even: bool) -> str:

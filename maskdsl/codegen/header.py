@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from maskdsl.codegen.spec import Spec
-from maskdsl.codegen.walk import Visits, Walk
-from maskdsl.planner import Plan
+from maskdsl.codegen.walk import Walk
+from maskdsl.ir.program import Segment
+from maskdsl.planner import Grid, Plan
 
 _PROOFS = {
     "divisible": "tiles divide the extents",
@@ -15,33 +17,57 @@ _PROOFS = {
 }
 
 
-def facts(plan: Plan, spec: Spec, walk: Walk, settings: tuple[int, int]) -> list[tuple[str, str]]:
+def facts(
+    plan: Plan, spec: Spec, walks: Sequence[Walk], settings: tuple[int, int]
+) -> list[tuple[str, str]]:
     """(word, text) of the header's lines."""
     program, counts = plan.program, plan.tiles
     heads = f"{program.heads} head(s)"
     if program.kv_heads != program.heads:
         heads += f" on {program.kv_heads} of keys"
-    queries, keys = (_times(s) for s in (program.query_shape, program.key_shape))
+    queries, keys = (_side(s) for s in (program.queries, program.keys))
     dims = f"head_dim {spec.head_dim}"
     dims += f", value_dim {spec.value_dim}" if spec.value_dim != spec.head_dim else ""
     proved = [text for name, text in _PROOFS.items() if plan.proofs[name]]
-    classes = f"; {walk.classes} classes of heads" if walk.classes > 1 else ""
+    classes = f"; {walks[0].classes} classes of heads" if walks[0].classes > 1 else ""
     return [
         ("problem", f"{heads}, {queries} queries, {keys} keys, {dims}, {spec.dtype}"),
-        ("tiles", f"{plan.q_tile} queries by {plan.kv_tile} keys"),
+        ("tiles", f"{_tiles(plan.q_grids)} queries by {_tiles(plan.kv_grids)} keys"),
         (
             "pairs",
             f"{counts.full:,} full, {counts.partial:,} partial, {counts.empty:,} empty tiles",
         ),
-        ("walk", f"{_walked('full', walk.full)}; {_walked('partial', walk.partial)}{classes}"),
+        ("walk", f"{_walked(walks)}{classes}"),
         ("proved", ", ".join(proved) or "nothing"),
         ("target", f"{spec.target}, {settings[0]} warps, {settings[1]} stages"),
     ]
 
 
-def _walked(kind: str, visits: Visits) -> str:
-    how = {"none": "no", "one": "one run a row of", "many": "runs of"}[visits.mode]
-    return f"{how} {kind} tiles"
+def _walked(walks: Sequence[Walk]) -> str:
+    parts = {}
+    for kind in ("full", "partial"):
+        modes = {x[kind].mode for w in walks for x in w.visits} - {"none"}
+        if modes:
+            parts[kind] = " and ".join(_HOW[m] for m in _HOW if m in modes)
+    if len(parts) == 2 and len({*parts.values()}) == 1:
+        return f"full and partial tiles {parts['full']}"
+    return "; ".join(f"{kind} tiles {how}" for kind, how in parts.items()) or "nothing is visited"
+
+
+_HOW = {
+    "closed": "worked out from the tile's number",
+    "run": "in one run a row",
+    "runs": "run by run",
+    "list": "from a list",
+}
+
+
+def _tiles(grids: Sequence[Grid]) -> str:
+    return " and ".join(dict.fromkeys(str(g.tile) for g in grids))
+
+
+def _side(segments: Sequence[Segment]) -> str:
+    return " + ".join(_times(s.shape) for s in segments)
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -60,8 +60,8 @@ class Added:
     total: bool
 
 
-def reads_of(score: Node | None, inputs: Iterable[str]) -> list[Read]:
-    """The reads of these inputs whose gradients are not zero everywhere."""
+def reads_of(score: Node | None, inputs: Iterable[str], count: int = 0) -> list[Read]:
+    """The reads of these inputs whose gradients are not zero everywhere, numbered from `count`."""
     if score is None:
         return []
     found: list[Read] = []
@@ -73,7 +73,7 @@ def reads_of(score: Node | None, inputs: Iterable[str]) -> list[Read]:
             continue
         at = {side: _stage(load, side) for side in "qk"}
         side = "k" if at["k"] == Stage.ROW else "q"
-        found.append(Read(len(found), load, slope, side, at[side]))
+        found.append(Read(count + len(found), load, slope, side, at[side]))
     return found
 
 

@@ -8,37 +8,11 @@ from dataclasses import dataclass
 
 from maskdsl.codegen.boxes import Axis, all_of
 from maskdsl.codegen.expressions import LINE, Printed, Statement
+from maskdsl.codegen.operands import Operand, mask_of
 from maskdsl.codegen.sides import Stage
 from maskdsl.codegen.text import AND
-from maskdsl.codegen.walk import Visits, Walk
-
-
-@dataclass(frozen=True)
-class Dim:
-    """A head dimension and the power of two lanes that hold it."""
-
-    dim: int
-    lanes: int
-    dims: str
-
-    @property
-    def padded(self) -> bool:
-        return self.dim != self.lanes
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A tensor of tokens that a program loads tiles of, or stores one to.
-
-    name: of its arguments. tile: the variable with a tile of it. exist: the variable that says
-    which elements of a tile exist. head: what the head adds to its address.
-    """
-
-    name: str
-    tile: str
-    exist: str
-    dim: Dim
-    head: str
+from maskdsl.codegen.visits import Visits
+from maskdsl.planner import Grid
 
 
 @dataclass(frozen=True)
@@ -60,80 +34,163 @@ class Load:
 class Loop:
     """What the loop over one kind of tile holds; see templates/walk.j2.
 
+    opening: lines that lead to a tile's first coordinates; depth: indentation of what follows,
+    inner: from the loop's.
     inside: the variable that says which lanes hold tokens, or "".
     """
 
     kind: str
-    mode: str
     comment: str
-    offsets: str
-    runs: str
-    run: list[Statement]
+    opening: list[str]
     key: list[Statement]
     pair: list[Statement]
-    run_axes: list[Axis]
-    tile_axes: list[Axis]
-    run_inside: str
-    tile_inside: str
+    coordinates: list[str]
     inside: str
     loads: list[Load]
     keep: list[str]
     masked: bool
-    depth: int  # indentation of the run
+    score: str
+    slope: str
+    depth: int
+    inner: int
     addresses: bool  # whether each lane's address is worked out: where lanes wrap
 
 
+@dataclass(frozen=True)
+class Walked:
+    """One segment that a kernel walks: axes and grid, what it reads of it, how expressions look
+    there. by_boxes: whether descriptors load its tiles. implied: whether the pattern itself leaves
+    out lanes past the edge.
+    """
+
+    side: str
+    axes: list[Axis]
+    grid: Grid
+    operands: Sequence[Operand]
+    printed: Printed
+    by_boxes: bool
+    implied: bool
+    needs_inside: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """Names of the tables of one kind's visits, and of the row in them."""
+
+    starts: str
+    entries: str
+    row: str
+
+
 def loop_of(
-    kind: str, walk: Walk, printed: Printed, axes: list[Axis], operands: Sequence[Operand],
-    depth: int,
-) -> Loop:  # fmt: skip
+    kind: str, w: Walked, opening: tuple[str, list[str], bool], score: str, slope: str, depth: int
+) -> Loop:
     """The loop over full or partial tiles, by what its expressions read.
 
-    axes: of the side that is walked. operands: what is loaded of each tile. depth: indentation.
+    opening: (comment, lines, whether outer coordinates are known before the innermost loop).
+    depth: indentation of the loop.
     """
-    visits: Visits = getattr(walk, kind)
     partial = kind == "partial"
+    printed = w.printed
     roots = [r for r in printed.roots if partial or r != "keep"]
     run, key, pair = (printed.of(s, *roots) for s in (Stage.RUN, Stage.KEY, Stage.PAIR))
     texts = " ".join([*(s.text for s in run + key + pair), *(printed.roots[r].text for r in roots)])
-    addresses = partial and any(a.wrap for a in axes)
+    addresses = partial and any(a.wrap for a in w.axes)
+    bounded = partial and (w.needs_inside or not w.by_boxes or not w.implied)
     used = [
-        a for a in axes if addresses or re.search(rf"\b{a.name}\b", texts) or (partial and a.inside)
+        a
+        for a in w.axes
+        if addresses or re.search(rf"\b{a.name}\b", texts) or (bounded and a.inside)
     ]
-    last = axes[-1]
-    run_axes = [a for a in used if a is not last]
-    run_inside, tile_inside = (all_of(x) if partial else "" for x in (run_axes, [last]))
+    comment, lines, outer_first = opening
+    last = w.axes[-1]
+    early = [a for a in used if a is not last] if outer_first else []
+    before = _coordinates(early, all_of(early) if bounded else "", "run_inside")
+    before += [line for s in (run if outer_first else []) for line in s.lines(depth + 4)]
+    late = [a for a in used if a not in early]
+    tile_inside = all_of(late) if bounded else ""
+    run_inside = bool(bounded and all_of(early))
     if run_inside and tile_inside:
         tile_inside = f"run_inside & ({tile_inside})"
-    away = "k" if walk.home == "q" else "q"
-    inside = f"{away}_inside" if tile_inside else "run_inside" if run_inside else ""
-    depth += 4 if visits.mode == "many" else 0
+    inside = f"{w.side}_inside" if tile_inside else "run_inside" if run_inside else ""
+    nested = outer_first and lines[0].startswith("for ")
+    inner = "    " if nested else ""
+    opening_lines = [*lines[:-1], *(inner + x for x in before), lines[-1]]
+    inner_depth = 8 if nested else 4
+    depth += inner_depth
+    kept_inside = "" if w.implied and not w.needs_inside else inside
+    keep = _keep(printed, kept_inside, depth) if partial else []
     return Loop(
         kind=kind,
-        mode=visits.mode,
-        comment=_LOOPS[kind, visits.mode],
-        offsets=walk.table(f"{kind}_offsets"),
-        runs=walk.table(f"{kind}_runs"),
-        run=run,
-        key=key,
+        comment=comment,
+        opening=opening_lines,
+        key=[*(run if not outer_first else []), *key],
         pair=pair,
-        run_axes=run_axes,
-        tile_axes=[a for a in used if a is last],
-        run_inside=run_inside,
-        tile_inside=tile_inside,
+        coordinates=_coordinates(late, tile_inside, f"{w.side}_inside"),
         inside=inside,
-        loads=_loads(operands, inside),
-        keep=_keep(printed, inside, depth + 4) if partial else [],
-        masked=bool(inside or "keep" in roots),
+        loads=_loads(w.operands, "" if w.by_boxes else inside),
+        keep=keep,
+        masked=bool(keep) or (partial and "keep" in roots),
+        score=score,
+        slope=slope,
         depth=depth,
+        inner=inner_depth,
         addresses=addresses,
     )
+
+
+def opening_of(
+    kind: str, visits: Visits, table: Table, axes: list[Axis], grid: Grid
+) -> tuple[str, list[str], bool]:
+    """(comment, lines up to and with the innermost `for`, whether outer coordinates are known
+    before it) of a loop over a table.
+    """
+    comment = f"{kind} tiles{_HOW[visits.mode]}" + (": nothing to mask" if kind == "full" else "")
+    names = [a.first_name for a in axes]
+    starts, entries, row = table.starts, table.entries, table.row
+    spread = f"tl.load({starts} + {row}), tl.load({starts} + {row} + 1)"
+    if visits.mode == "list":
+        return comment, [f"for at in range({spread}):"], False
+    width = visits.width
+    at = row if visits.mode == "run" else "run"
+    place = [f"{entries} + {width} * {at}" + (f" + {i}" if i else "") for i in range(width)]
+    lines = []
+    if width == 3:
+        lines = unpacked(visits, names, f"tl.load({place[0]})", "run_first")
+    lines.append(
+        f"for {names[-1]} in range(tl.load({place[-2]}), tl.load({place[-1]}), "
+        f"{grid.tile.span[-1]}):"
+    )
+    if visits.mode == "run":
+        return comment, lines, True
+    return comment, [f"for run in range({spread}):", *(f"    {x}" for x in lines)], True
+
+
+def unpacked(visits: Visits, names: Sequence[str], source: str, name: str) -> list[str]:
+    """Lines that set the first coordinates from a packed int."""
+    fields = visits.packing.texts(name)
+    if len(fields) == 1 and fields[0].count(name) == 1:
+        text = visits.packing.texts(source)[0]
+        return [f"{names[0]} = {text}"]
+    texts = [f"{n} = {text}" for n, text in zip(names, fields, strict=False)]
+    return [f"{name} = {source}", *texts]
+
+
+_HOW = {"run": ", one run", "runs": ", run by run", "list": " in order"}
+
+
+def _coordinates(axes: Sequence[Axis], inside: str, name: str) -> list[str]:
+    """Lines with the coordinates of a tile's lanes on some axes."""
+    lines = [f"{a.name} = {a.first_name} + {a.lane_name}" for a in axes]
+    lines += [f"{name} = {inside}"] if inside else []
+    lines += [f"{a.name} = {a.wrap}" for a in axes if a.wrap]
+    return lines + [f"{a.name} = {a.clamp}" for a in axes if a.clamp]
 
 
 def _loads(operands: Sequence[Operand], inside: str) -> list[Load]:
     found: list[Load] = []
     for x in operands:
-        mask = mask_of(inside, x.dim)
+        mask = "" if x.boxes else mask_of(inside, x.dim)
         same = (y.operand.exist for y in found if mask and y.mask == mask)
         found.append(Load(x, next(same, mask)))
     return found
@@ -150,19 +207,3 @@ def _keep(printed: Printed, inside: str, indent: int) -> list[str]:
     if indent + len(f"keep = {whole}") <= LINE:
         return [f"keep = {whole}"]
     return [f"keep = {text.text}", *([f"keep &= {inside}[None, :]"] if inside else [])]
-
-
-_LOOPS = {
-    ("full", "one"): "full tiles, one run: nothing to mask",
-    ("full", "many"): "full tiles, run by run: nothing to mask",
-    ("partial", "one"): "partial tiles, one run",
-    ("partial", "many"): "partial tiles, run by run",
-}
-
-
-def mask_of(lanes: str, dim: Dim) -> str:
-    """Which elements of a tile exist: by its lanes inside the space, and by its dimensions."""
-    parts = [f"{lanes}[:, None]"] if lanes else []
-    if dim.padded:
-        parts.append(f"{dim.dims}_inside[None, :]")
-    return " & ".join(parts)

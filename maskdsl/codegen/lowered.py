@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maskdsl.codegen.tabulate import left_over, tabulate, tabulate_ints
-from maskdsl.errors import CompileError
 from maskdsl.ir.integers import integer
 from maskdsl.ir.nodes import Node, postorder
 from maskdsl.ir.rewrite import substitute
@@ -14,29 +13,47 @@ from maskdsl.planner import Plan
 
 @dataclass(frozen=True)
 class Lowered:
-    """keep, score, sink: of one head where all heads are alike, floats that decide tabulated.
+    """keeps, scores: per segment of queries and of keys; sink. Of one head where all heads are
+    alike, floats that decide tabulated.
 
     exact: whether binary64 arithmetic is left for the kernel.
     """
 
-    keep: Node
-    score: Node | None
+    keeps: tuple[tuple[Node, ...], ...]
+    scores: tuple[tuple[Node | None, ...], ...]
     sink: Node | None
     exact: bool
+
+    def keep(self, home: str, number: int, away: int) -> Node:
+        """Between segment `number` of the home side and segment `away` of the other."""
+        return self.keeps[number][away] if home == "q" else self.keeps[away][number]
+
+    def score(self, home: str, number: int, away: int) -> Node | None:
+        return self.scores[number][away] if home == "q" else self.scores[away][number]
 
 
 def lower(plan: Plan) -> Lowered:
     """The expressions of a plan. Raises CompileError for what kernels do not have."""
     program = plan.program
-    if program.segmented:
-        raise CompileError("triton kernels of several segments are not supported yet")
-    keep = program.keep if len(plan.head_classes) > 1 else plan.head_classes[0].keep
-    keep = tabulate(_of_one_head(plan, keep))
-    score, sink = (
-        None if x is None else tabulate_ints(_of_one_head(plan, x))
-        for x in (program.score, program.sink)
+    alike = plan.head_classes[0].keeps
+    keeps = tuple(
+        tuple(
+            tabulate(_of_one_head(plan, block.keep if len(plan.head_classes) > 1 else keep))
+            for block, keep in zip(blocks, line, strict=True)
+        )
+        for blocks, line in zip(program.blocks, alike, strict=True)
     )
-    return Lowered(keep, score, sink, left_over(keep, score) or left_over(keep, sink))
+
+    def free_of_floats(root: Node | None) -> Node | None:
+        return None if root is None else tabulate_ints(_of_one_head(plan, root))
+
+    scores = tuple(tuple(free_of_floats(b.score) for b in row) for row in program.blocks)
+    sink = free_of_floats(program.sink)
+    exact = False
+    for line, own in zip(keeps, scores, strict=True):
+        for keep, score in zip(line, own, strict=True):
+            exact |= left_over(keep, score) | left_over(keep, sink)
+    return Lowered(keeps, scores, sink, exact)
 
 
 def _of_one_head(plan: Plan, root: Node) -> Node:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
 import jinja2
+
+from maskdsl.codegen.expressions import LINE
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:
@@ -38,9 +40,23 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def pack(items: Iterable[str], indent: int, outer: int = 0) -> str:
+    """Items with commas, as many to a line as fit after `indent`; the first line is not indented.
+    outer: indentation that the whole text gets later.
+    """
+    lines: list[str] = []
+    for item in items:
+        joined = f"{lines[-1]} {item}," if lines else ""
+        if lines and outer + indent + len(joined) <= LINE:
+            lines[-1] = joined
+        else:
+            lines.append(f"{item},")
+    return ("\n" + " " * indent).join(lines)
+
+
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("maskdsl.codegen"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -48,6 +64,8 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=False,
         autoescape=False,
     )
+    environment.filters["pack"] = pack
+    return environment
 
 
 @cache

@@ -32,6 +32,9 @@ def stages(roots: list[Node], last_axis: str, home: str = "q") -> dict[Node, Sta
     for node in postorder(*roots):
         if node.op == "coord":
             side, axis = node.value
+            if side == "tile":  # the number of the tile that a program holds
+                found[node] = Stage.ONCE
+                continue
             found[node] = (
                 Stage.ROW if side == home else Stage.KEY if axis == last_axis else Stage.RUN
             )

@@ -14,6 +14,7 @@ SHARED = {
     "gfx950": 160 << 10,
 }  # fmt: skip
 WARPGROUPS = ("sm_90", "sm_100", "sm_103")  # multiply matrices of shared memory, not of registers
+TENSOR_COPIES = ("sm_90", "sm_100", "sm_103", "sm_120")  # load boxes of a tensor by descriptors
 MAX_DIM = 256
 
 
@@ -24,8 +25,9 @@ class Spec:
 
     target: what it is compiled for. rising: whether the scale is positive, so that it may be folded
     into the exponential.
-    num_warps, num_stages: launch settings; 0 takes the rule's. Raises CompileError for what kernels
-    cannot do.
+    num_warps, num_stages: launch settings; 0 takes the rule's. descriptors: whether tiles are
+    loaded by tensor descriptors where the target and the plan allow it: tensors must then be
+    aligned to 16 bytes in all strides. Raises CompileError for what kernels cannot do.
     """
 
     head_dim: int
@@ -35,6 +37,7 @@ class Spec:
     rising: bool = True
     num_warps: int = 0
     num_stages: int = 0
+    descriptors: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype not in BYTES:
@@ -44,6 +47,12 @@ class Spec:
         for name, dim in (("head_dim", self.head_dim), ("value_dim", self.value_dim)):
             if not 1 <= dim <= MAX_DIM:
                 raise CompileError(f"triton kernels take a {name} of 1 to {MAX_DIM}, not {dim}")
+
+    @property
+    def copies_boxes(self) -> bool:
+        """Whether tensor descriptors may load this spec's tiles."""
+        aligned = all(d * BYTES[self.dtype] % 16 == 0 for d in (self.head_dim, self.value_dim))
+        return self.descriptors and self.target in TENSOR_COPIES and aligned
 
     def settings(self, queries: int, keys: int) -> tuple[int, int]:
         """(warps, pipeline stages) for tiles of so many lanes. Raises CompileError where they do

@@ -1,19 +1,22 @@
-"""How a kernel walks its plan, as data: the order of the rows and the runs of tiles of each.
+"""How a kernel walks its plan, as data: the order of the rows, and what each visits.
 
-A row is a tile of the side that a program holds (home): of queries, with the runs of key tiles it
-visits, or of keys, with those of query tiles.
+A row is a tile of the side that a program holds (home): of queries, with the key tiles it visits,
+or of keys, with those of queries. Each segment of a side is walked by a kernel of its own.
 
-Full runs hold only tiles with all their lanes inside the space: those that cross an edge are walked
-with the partial ones, so that the loop over full tiles needs neither masks nor bounds.
+Full visits hold only tiles with all their lanes inside the space: those that cross an edge are
+walked with the partial ones, so that the loop over full tiles needs neither masks nor bounds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from maskdsl.codegen.visits import Visits, places_of, visits_in
 from maskdsl.planner import Grid, HeadClass, Plan
+from maskdsl.planner.rows import Placed, unfold
 from maskdsl.planner.transpose import transposed
 
 EVEN = 1.25  # longest row over the mean, up to which rows are walked as they lie
@@ -21,131 +24,161 @@ PARTIAL_COST = 1.5  # of a partial tile, in full ones: only the order of the row
 
 
 @dataclass(frozen=True)
-class Visits:
-    """Runs of one kind. mode: "none"; "one", at most one run a row; or "many".
-
-    offsets: int32 (rows + 1,), where mode is "many". runs: int32 (runs, 2) of first tile and
-    count, row after row (for "one": of each row, with count 0 where it has none). tiles: visited.
-    """
-
-    mode: str
-    offsets: np.ndarray | None
-    runs: np.ndarray | None
-    tiles: int
-
-
-@dataclass(frozen=True)
 class Walk:
     """rows: int32 (classes * tiles,), the home tile of each row of the walk, per head class the
     longest first (as they lie where they are even).
 
-    home: "q" or "k". head_class: int32 (heads,). even: whether all rows are as long.
+    home: "q" or "k". segment: of that side. head_class: int32 (heads,). visits: per segment of the
+    other side and kind ("full", "partial"). even: whether all rows are as long.
     """
 
     home: str
+    segment: int
+    prefix: str
     rows: np.ndarray
-    in_order: bool
     head_class: np.ndarray
     classes: int
-    full: Visits
-    partial: Visits
+    names: tuple[str, ...]
+    visits: tuple[dict[str, Visits], ...]
     even: bool
 
-    def table(self, name: str) -> str:
+    @cached_property
+    def order(self) -> str:
+        """`given` as tiles lie, `reversed`, or `table`."""
+        if self.classes == 1 and bool(np.all(np.diff(self.rows) == 1)):
+            return "given"
+        if self.classes == 1 and bool(np.all(np.diff(self.rows) == -1)):
+            return "reversed"
+        return "table"
+
+    def table(self, name: str, away: int | None = None) -> str:
         """The argument's name: tables of the transposed walk stand beside the others."""
-        return name if self.home == "q" else f"key_{name}"
+        return f"{self.prefix}{self.names[away] if away is not None else ''}{name}"
 
     def tables(self) -> dict[str, np.ndarray]:
-        """The arguments of the kernel, by name, int32."""
+        """The arguments of the kernel, by name, int32 (int64 where 32 bits do not hold them)."""
         found: dict[str, np.ndarray] = {}
         if self.classes > 1:
             found["head_class"] = self.head_class
-        if not self.in_order:
+        if self.order == "table":
             found[self.table("rows")] = self.rows
-        for kind, visits in (("full", self.full), ("partial", self.partial)):
-            if visits.offsets is not None:
-                found[self.table(f"{kind}_offsets")] = visits.offsets
-            if visits.runs is not None:
-                found[self.table(f"{kind}_runs")] = visits.runs.reshape(-1)
+        for away, kinds in enumerate(self.visits):
+            for kind, visits in kinds.items():
+                if visits.starts is not None:
+                    found[self.table(f"{kind}_starts", away)] = visits.starts
+                if visits.entries is not None:
+                    what = "tiles" if visits.mode == "list" else "runs"
+                    found[self.table(f"{kind}_{what}", away)] = visits.entries.reshape(-1)
         return found
 
+    def without_tables(self, away: int, kinds: dict[str, Visits]) -> Walk:
+        """The same walk where the kernel itself works out what it visits of one segment."""
+        visits = list(self.visits)
+        visits[away] = kinds
+        return Walk(
+            self.home, self.segment, self.prefix, self.rows, self.head_class, self.classes,
+            self.names, tuple(visits), self.even,
+        )  # fmt: skip
 
-def walk_tables(plan: Plan) -> dict[str, np.ndarray]:
-    """The walk of a plan as int32 tables, by the name of the kernel's argument."""
-    return make_walk(plan).tables()
 
-
-def make_walk(plan: Plan, home: str = "q") -> Walk:
+def make_walk(plan: Plan, home: str = "q", segment: int = 0) -> Walk:
     """The rows of all head classes, one after the other.
 
-    home: "q" for rows of query tiles, "k" for rows of key tiles.
+    home: "q" for rows of query tiles, "k" for rows of key tiles. segment: of that side.
     """
-    tiles = plan.q_tiles if home == "q" else plan.kv_tiles
-    found, lengths = [], []
+    program = plan.program
+    own, other = (plan.q_grids, plan.kv_grids) if home == "q" else (plan.kv_grids, plan.q_grids)
+    segments, others = program.queries, program.keys
+    if home == "k":
+        segments, others = others, segments
+    tiles = own[segment].count
+    lengths, found = [], []
     for alike in plan.head_classes:
-        row, first, count, full = visits_of(plan, alike, home)
-        found.append((row, first, count, full))
-        lengths.append(np.bincount(row, count * np.where(full, 1.0, PARTIAL_COST), minlength=tiles))
-    if home == "k" and plan.program.heads > plan.program.kv_heads:
+        runs = [
+            runs_of(alike, home, segment, away, (own[segment], grid))
+            for away, grid in enumerate(other)
+        ]
+        found.append(runs)
+        lengths.append(
+            sum(
+                np.bincount(row, count * np.where(full, 1.0, PARTIAL_COST), minlength=tiles)
+                for row, _, count, full in runs
+            )
+        )
+    if home == "k" and program.heads > program.kv_heads:
         # a program sums over all query heads of a key head, whose classes may differ
         weights = [len(c.heads) for c in plan.head_classes]
         together = np.sum([n * x for n, x in zip(weights, lengths, strict=True)], axis=0)
         lengths = [together] * len(lengths)
-    order, parts = [], []
-    for number, (cost, (row, first, count, full)) in enumerate(zip(lengths, found, strict=True)):
+    order = []
+    for number, cost in enumerate(lengths):
         even = cost.max() <= EVEN * cost.mean()
-        longest = np.arange(tiles) if even else np.argsort(-cost, kind="stable")
+        longest = np.arange(tiles) if even else _longest_first(cost)
         rank = np.empty(tiles, dtype=np.int64)
         rank[longest] = np.arange(tiles)
         order.append(longest)
-        parts.append((number * tiles + rank[row], first, count, full))
-    rows = np.concatenate(order)
-    row, first, count, full = (np.concatenate(x) for x in zip(*parts, strict=True))
-    sorted_ = np.lexsort((first, row))
-    row, first, count, full = row[sorted_], first[sorted_], count[sorted_], full[sorted_]
-    head_class = np.zeros(plan.program.heads, dtype=np.int32)
+        found[number] = [(number * tiles + rank[r], f, c, x) for r, f, c, x in found[number]]
+    head_class = np.zeros(program.heads, dtype=np.int32)
     for number, alike in enumerate(plan.head_classes):
         head_class[list(alike.heads)] = number
     cost = np.concatenate(lengths)
+    several = program.segmented
     return Walk(
         home=home,
-        rows=rows.astype(np.int32),
-        in_order=len(plan.head_classes) == 1 and bool(np.all(np.diff(rows) == 1)),
+        segment=segment,
+        prefix=("key_" if home == "k" else "") + (f"{segments[segment].name}_" if several else ""),
+        rows=np.concatenate(order).astype(np.int32),
         head_class=head_class,
         classes=len(plan.head_classes),
-        full=_visits(row[full], first[full], count[full], len(rows)),
-        partial=_visits(row[~full], first[~full], count[~full], len(rows)),
+        names=tuple(f"{s.name}_" if several else "" for s in others),
+        visits=tuple(
+            _kinds(grid, [runs[away] for runs in found], tiles * len(found))
+            for away, grid in enumerate(other)
+        ),
         even=bool(cost.max() <= EVEN * cost.mean()),
     )
 
 
-def visits_of(
-    plan: Plan, alike: HeadClass, home: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(row, first tile, count, full) of the runs of one head class, cut for the kernel's loops."""
-    runs, away = alike.runs, plan.kv_grid_
+def _longest_first(cost: np.ndarray) -> np.ndarray:
+    """Indices by falling cost; the last ones first where that is as good, for they need no table."""
+    backwards = cost[::-1]
+    if bool(np.all(np.diff(backwards) <= 0)):
+        return np.arange(len(cost))[::-1]
+    return np.argsort(-cost, kind="stable")
+
+
+_Runs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _kinds(grid: Grid, found: list[_Runs], rows: int) -> dict[str, Visits]:
+    """Visits of each kind from the runs of all head classes."""
+    row, first, count, full = (np.concatenate(x) for x in zip(*found, strict=True))
+    order = np.lexsort((first, row))
+    row, first, count, full = row[order], first[order], count[order], full[order]
+    return {
+        kind: visits_in(grid, row[own], first[own], count[own], rows)
+        for kind, own in (("full", full), ("partial", ~full))
+    }
+
+
+def runs_of(
+    alike: HeadClass, home: str, segment: int, away: int, grids: tuple[Grid, Grid]
+) -> _Runs:
+    """(row, first tile, count, full) of the runs of one head class between two segments, cut for
+    the kernel's loops. grids: of the home segment and of the other one.
+    """
+    queries, keys = (segment, away) if home == "q" else (away, segment)
+    own, other = grids
+    rows, columns = (own, other) if home == "q" else (other, own)
+    runs = unfold([Placed(alike.trees[queries][keys], 0, 0)], rows.count)
     if home == "k":
-        away = plan.q_grid_
-        runs = transposed(runs, plan.kv_tiles, away.shape[-1])
-    return cut(away, runs.row_of(), runs.first, runs.count, runs.full)
-
-
-def _visits(row: np.ndarray, first: np.ndarray, count: np.ndarray, rows: int) -> Visits:
-    per_row = np.bincount(row, minlength=rows)
-    tiles = int(count.sum())
-    if not len(row):
-        return Visits("none", None, None, 0)
-    if per_row.max() == 1:
-        runs = np.zeros((rows, 2), dtype=np.int32)
-        runs[row] = np.stack([first, count], 1)
-        return Visits("one", None, runs, tiles)
-    offsets = np.concatenate([[0], np.cumsum(per_row)]).astype(np.int32)
-    return Visits("many", offsets, np.stack([first, count], 1).astype(np.int32), tiles)
+        runs = transposed(runs, columns.count, rows.shape[-1])
+    return cut(other, runs.row_of(), runs.first, runs.count, runs.full)
 
 
 def cut(
     grid: Grid, row: np.ndarray, first: np.ndarray, count: np.ndarray, full: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> _Runs:
     """Runs cut where a residue class of the last axis ends or the axis wraps; full tiles with lanes
     that hold no token, or tokens of both ends of an axis, made partial.
     """
@@ -181,19 +214,12 @@ def cut(
     )
 
 
-def _first_places(grid: Grid, axis: int) -> np.ndarray:
-    """Of lane 0 of each tile of an axis, from the first tile's: int64 (tiles of the axis,)."""
-    residue, block = np.divmod(np.arange(grid.shape[axis]), grid.blocks[axis])
-    places: np.ndarray = residue + block * grid.tile.span[axis]
-    return places
-
-
 def _crossing(grid: Grid, axis: int) -> np.ndarray:
     """Which tiles of an axis have lanes that hold no token, or tokens of both ends: bool (tiles of
     the axis,).
     """
     size, step, extent = (x[axis] for x in (grid.tile.size, grid.tile.step, grid.extents))
-    place = _first_places(grid, axis)
+    place = places_of(grid, axis)
     low = grid.starts[axis] + place
     if grid.tile.pitch[axis] < size:
         return np.ones(len(place), dtype=bool)
@@ -209,6 +235,6 @@ def _turns(grid: Grid) -> np.ndarray:
     """At which tiles of the last axis coordinates do not go on from the tile before: bool."""
     turns: np.ndarray = np.arange(grid.shape[-1]) % grid.blocks[-1] == 0
     if grid.tile.wrap[-1]:
-        rounds = (grid.starts[-1] + _first_places(grid, -1)) // grid.extents[-1]
+        rounds = (grid.starts[-1] + places_of(grid, -1)) // grid.extents[-1]
         turns[1:] |= rounds[1:] != rounds[:-1]
     return turns

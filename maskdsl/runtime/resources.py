@@ -121,7 +121,7 @@ def _compile(path: Path, target: str) -> list[Resources]:
         machine = GPUTarget("hip", target, 64)
     functions = [x for x in module.values() if isinstance(x, JITFunction)]
     found = []
-    for kernel in (f for f in functions if "q_ptr" in f.arg_names):
+    for kernel in (f for f in functions if "scale" in f.arg_names):
         source = _as_called(kernel, module)
         compiled = triton.compile(source, target=machine, options=module["OPTIONS"])
         shared = compiled.metadata.shared
@@ -148,9 +148,10 @@ def _as_called(kernel: Any, module: dict[str, Any]) -> Any:
     aligned: dict[Any, Any] = {}
     sixteen = [["tt.divisibility", 16]]
     for i, name in enumerate(kernel.arg_names):
-        if name in module["POINTERS"]:
-            signature[name] = module["POINTERS"][name]
-            aligned[(i,)] = sixteen
+        if name in module["TYPES"]:
+            signature[name] = module["TYPES"][name]
+            if signature[name].startswith("*"):
+                aligned[(i,)] = sixteen
         elif name == "OFFSETS":
             signature[name] = "constexpr"
             constants[name] = tl.int32
@@ -160,7 +161,7 @@ def _as_called(kernel: Any, module: dict[str, Any]) -> Any:
             read = re.findall(rf"\b{name}\[(\d+)\]", kernel.src)
             rank = 1 + max(map(int, read), default=0)
             tensor = name.removesuffix("_strides")
-            of_tensor = f"{tensor}_ptr" in module["POINTERS"]
+            of_tensor = f"{tensor}_ptr" in module["TYPES"]
             types = ["i32"] * rank
             if of_tensor:
                 types[-1] = "constexpr"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,11 +50,18 @@ class TritonForward(_Loaded):
 
     def __init__(self, plan: Plan, spec: Spec, scale: float) -> None:
         scale = float(scale)
+        self.plan = plan
         self.spec = replace(spec, rising=scale > LEAST_SCALE)
         emission = Emission(plan, self.spec)
         super().__init__(emission, scale)
+        self._merged = emission.merged
         self._programs = plan.q_tiles * plan.program.heads
-        self._interpreted = not hasattr(getattr(self._module, emission.kernel), "cache_key")
+        self._interpreted = not hasattr(getattr(self._module, emission.kernels[0]), "cache_key")
+
+    @cached_property
+    def by_pointers(self) -> TritonForward:
+        """The same for tensors that no descriptor sees."""
+        return TritonForward(self.plan, replace(self.spec, descriptors=False), self.scale)
 
     def __call__(
         self,
@@ -68,6 +76,8 @@ class TritonForward(_Loaded):
         lse: float32 (batch, heads, queries), natural. Raises CompileError where it cannot run here.
         """
         self._check(q)
+        if self._merged is not None and not all(described(x, self._merged) for x in (q, k, v)):
+            return self.by_pointers(q, k, v, inputs, return_lse)
         walk = self._tables_on(q.device)
         with _launching(q.device):
             out, lse = self._module.forward(q, k, v, self.scale, walk, signed(inputs))
@@ -96,11 +106,20 @@ class TritonBackward(_Loaded):
 
     def __init__(self, plan: Plan, spec: Spec, scale: float, wanted: Iterable[str] = ()) -> None:
         scale = float(scale)
-        spec = replace(spec, rising=scale > LEAST_SCALE)
-        super().__init__(BackwardEmission(plan, spec, wanted), scale)
+        self.plan, self.wanted = plan, tuple(wanted)
+        self.spec = replace(spec, rising=scale > LEAST_SCALE)
+        emission = BackwardEmission(plan, self.spec, self.wanted)
+        super().__init__(emission, scale)
+        self._merged = emission.merged
         self._programs = max(
             plan.q_tiles * plan.program.heads, plan.kv_tiles * plan.program.kv_heads
         )
+
+    @cached_property
+    def by_pointers(self) -> TritonBackward:
+        """The same for tensors that no descriptor sees."""
+        spec = replace(self.spec, descriptors=False)
+        return TritonBackward(self.plan, spec, self.scale, self.wanted)
 
     def __call__(
         self,
@@ -121,12 +140,29 @@ class TritonBackward(_Loaded):
         """
         if q.shape[0] * self._programs > MAX_PROGRAMS:
             raise CompileError(f"a launch has at most {MAX_PROGRAMS} tiles over batch and heads")
+        if self._merged is not None:
+            if not described(do, self._merged):
+                do = do.contiguous()  # such as the gradient of a sum, one number for all
+            if not all(described(x, self._merged) for x in (q, k, v, out, do)):
+                return self.by_pointers(q, k, v, inputs, out, lse, do, grad_lse)
         walk = self._tables_on(q.device)
         with _launching(q.device):
             found: Gradients = self._module.backward(
                 q, k, v, out, lse, do, grad_lse.contiguous(), self.scale, walk, signed(inputs)
             )
         return found
+
+
+def described(x: torch.Tensor, merged: bool) -> bool:
+    """Whether tensor descriptors see x (batch, heads, tokens, dim): aligned to 16 bytes, elements
+    of a token side by side; merged: with batch and heads as one axis.
+    """
+    batch, heads, _, dim = x.shape
+    outer = x.stride()[:3]
+    aligned = all(s > 0 and s * x.element_size() % 16 == 0 for s in outer)
+    together = not merged or batch == 1 or x.stride(0) == heads * x.stride(1)
+    beside = x.stride(3) == 1 or dim == 1
+    return aligned and together and beside and x.data_ptr() % 16 == 0
 
 
 def signed(inputs: Inputs) -> dict[str, torch.Tensor]:
