@@ -10,7 +10,7 @@ from kernels import CASES, RANDOM, Case, random_plan
 
 import maskdsl
 from maskdsl import CompileError
-from maskdsl.codegen import BackwardEmission, Emitted, Spec, emit
+from maskdsl.codegen import GradientEmission, Emitted, Spec, emit
 from maskdsl.codegen.spec import SHARED
 from maskdsl.runtime.compile import Kernel
 from maskdsl.runtime.resources import Resources, resources, resources_many
@@ -60,14 +60,19 @@ def gradients() -> dict[tuple[str, str], Resources]:
     for name, case in CASES.items():
         for target in ("sm_80", "sm_90"):
             inputs = [n for n, (_, kind) in case.inputs.items() if kind == "float"]
-            module = BackwardEmission(case.plan(), case.spec(target), inputs)
-            jobs[name, target] = module.emitted(), target
+            for kernel in ("dq", "dkv"):
+                module = GradientEmission(kernel, case.plan(), case.spec(target), inputs)
+                jobs[f"{name} {kernel}", target] = module.emitted(), target
     for seed in RANDOM[::3]:
-        module = BackwardEmission(random_plan(seed, odd=True)[1], Spec(16, 16, "float16"))
-        jobs[f"random {seed}", "sm_90"] = module.emitted(), "sm_90"
+        for kernel in ("dq", "dkv"):
+            plan = random_plan(seed, odd=True)[1]
+            module = GradientEmission(kernel, plan, Spec(16, 16, "float16"))
+            jobs[f"random {seed} {kernel}", "sm_90"] = module.emitted(), "sm_90"
     for name, case in LARGE.items():
         for target in SHARED_BYTES:
-            jobs[f"large {name}", target] = large(case, target).backward_source, target
+            for kernel, source in large(case, target).sources.items():
+                if kernel != "forward":
+                    jobs[f"large {name} {kernel}", target] = source, target
     return dict(zip(jobs, resources_many(list(jobs.values())), strict=True))
 
 
@@ -89,10 +94,11 @@ def test_large_backward_kernels_hardly_spill_and_use_the_tensor_cores(
 ) -> None:
     for name in LARGE:
         for target, product in (("sm_80", "HMMA"), ("sm_90", "HGMMA")):
-            found = gradients[f"large {name}", target]
-            assert found.spills <= (128 if name == "video" else 64), (name, target)
-            assert found.instructions[product] > 0, (name, target)
-            assert found.instructions["MUFU.EX2"] > 0, (name, target)
+            for kernel in ("dq", "dkv"):
+                found = gradients[f"large {name} {kernel}", target]
+                assert found.spills <= (128 if name == "video" else 64), (name, kernel, target)
+                assert found.instructions[product] > 0, (name, target)
+                assert found.instructions["MUFU.EX2"] > 0, (name, target)
 
 
 SCORES = {
@@ -109,9 +115,15 @@ def test_gradients_of_inputs_compile() -> None:
         for text in SCORES.values()
     ]
     spec = Spec(64, 64, "bfloat16")
-    jobs = [(BackwardEmission(p, spec, ["x"]).emitted(), "sm_90") for p in plans]
-    for name, found in zip(SCORES, resources_many(jobs), strict=True):
-        atomics = {"RED", "REDG", "ATOMG", "ATOM"} & found.instructions.keys()
+    jobs = [
+        (GradientEmission(kernel, p, spec, ["x"]).emitted(), "sm_90")
+        for p in plans
+        for kernel in ("dq", "dkv")
+    ]
+    found = resources_many(jobs)
+    for name, dq, dkv in zip(SCORES, found[::2], found[1::2], strict=True):
+        instructions = dq.instructions.keys() | dkv.instructions.keys()
+        atomics = {"RED", "REDG", "ATOMG", "ATOM"} & instructions
         assert bool(atomics) == name.startswith("by_"), name
     assert resources(emit(plans[-1], spec)).registers > 0
 
@@ -121,13 +133,14 @@ def test_gradients_of_inputs_compile() -> None:
 def test_backward_tiles_fit_every_target(target: str, dim: int) -> None:
     for dtype in ("bfloat16", "float32"):
         spec = Spec(dim, dim, dtype, target)
-        queries, keys = spec.backward_lanes
-        assert min(queries, keys) >= 16
-        if (target, dim, dtype) == ("gfx942", 256, "float32"):
-            with pytest.raises(CompileError, match="the gradients of tiles of 16 queries and 16"):
-                spec.backward_settings(queries, keys)
-        else:
-            assert spec.backward_settings(queries, keys)[1] >= 1
+        for kernel in ("dq", "dkv"):
+            queries, keys = spec.lanes(kernel)
+            assert min(queries, keys) >= 16
+            if (target, dim, dtype) == ("gfx942", 256, "float32"):
+                with pytest.raises(CompileError, match="the gradients of tiles of 16 queries and"):
+                    spec.settings(queries, keys, kernel)
+            else:
+                assert spec.settings(queries, keys, kernel)[1] >= 1
 
 
 def test_every_kernel_compiles(compiled: dict[tuple[str, str], Resources]) -> None:

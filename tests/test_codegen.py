@@ -13,7 +13,7 @@ from kernels import CASES, RADIAL, Case
 
 import maskdsl
 from maskdsl import CompileError, Tile
-from maskdsl.codegen import BackwardEmission, emit, walk_tables
+from maskdsl.codegen import GradientEmission, emit, walk_tables
 from maskdsl.codegen.sides import by_sides
 from maskdsl.codegen.tabulate import left_over, tabulate
 from maskdsl.codegen.walk import make_walk
@@ -157,8 +157,8 @@ def test_emission_is_deterministic_and_keys_tell_plans_apart() -> None:
     assert first.source == second.source
     assert first.key == second.key
     keys = {emit(c.plan(), c.spec(t)).key for c in CASES.values() for t in ("sm_80", "sm_90")}
-    keys |= {BackwardEmission(c.plan(), c.spec()).key for c in CASES.values()}
-    keys.add(BackwardEmission(case.plan(), case.spec(), ["slope"]).key)
+    keys |= {GradientEmission(c.plan(), c.spec()).key for c in CASES.values()}
+    keys.add(GradientEmission(case.plan(), case.spec(), ["slope"]).key)
     assert len(keys) == 3 * len(CASES) + 1
 
 
@@ -220,7 +220,7 @@ def check_golden(name: str, source: str, request: pytest.FixtureRequest) -> None
 def test_sources_are_formatted(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     (tmp_path / "forward.py").write_text(emit(case.plan(), case.spec()).source)
-    backward = BackwardEmission(case.plan(), case.spec(), ["slope"])
+    backward = GradientEmission(case.plan(), case.spec(), ["slope"])
     (tmp_path / "backward.py").write_text(backward.render())
     command = ["format", "--isolated", "--line-length", "100", "--diff", str(tmp_path)]
     ruff = pytest.importorskip("ruff", reason="ruff is a tool of the developers")

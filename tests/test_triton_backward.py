@@ -30,7 +30,7 @@ class Run:
 
     def __init__(self, plan: Plan, spec: Spec, scale: float = 0.25) -> None:
         self.scale = scale
-        self.attention = TritonAttention(plan, lambda: plan, spec, scale)
+        self.attention = TritonAttention(plan, lambda _: plan, spec, scale)
         self.reference = Reference(plan.program, scale)
 
     def of_results(self, q: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -369,8 +369,10 @@ def test_backward_tiles_are_halved_until_they_fit() -> None:
         mask, 128, torch.float16, backend="triton", target="sm_90",
         q_tile=Tile((2, 8, 8), (1, 1, 2), (0, 3, 1)), kv_tile=(2, 8, 8),
     )  # fmt: skip
-    assert kernel.backward_plan.q_tile == Tile((2, 4, 8), (1, 1, 2), (0, 3, 1))
-    assert kernel.backward_plan.kv_tile == Tile((2, 8, 8))
-    assert "BLOCK_Q = tl.constexpr(64)" in kernel.backward_source
+    dq, dkv = (kernel.plan_of(name) for name in ("dq", "dkv"))
+    assert dq.q_tile == Tile((2, 4, 8), (1, 1, 2), (0, 3, 1))
+    assert dq.kv_tile == dkv.kv_tile == Tile((2, 8, 8))
+    assert dkv.q_tile == Tile((2, 4, 8), (1, 1, 2), (0, 3, 1))
+    assert all("BLOCK_Q = tl.constexpr(64)" in kernel.sources[name] for name in ("dq", "dkv"))
     same = maskdsl.compile(mask, 16, backend="triton", q_tile=(1, 4, 4), kv_tile=(1, 4, 4))
-    assert same.backward_plan is same.plan
+    assert same.plan_of("dq") is same.plan

@@ -1,7 +1,7 @@
 """Plans to Triton source: walks, expressions, templates."""
 
-from maskdsl.codegen.backward import BackwardEmission
 from maskdsl.codegen.emit import Emission, Emitted, emit
+from maskdsl.codegen.gradients import GradientEmission
 from maskdsl.codegen.spec import Spec
 
-__all__ = ["BackwardEmission", "Emission", "Emitted", "Spec", "emit"]
+__all__ = ["Emission", "Emitted", "GradientEmission", "Spec", "emit"]

@@ -48,9 +48,10 @@ def arguments_of(
             found.append(Argument(f"{x.name}_ptr", x.name, element))
         else:
             kind = f"tensordesc<{element.removeprefix('*')}[{x.block}]>"
-            found.append(Argument(f"{x.name}_desc", x.described, kind))
+            found.append(Argument(x.desc, x.described, kind))
     found += [Argument(f"{n}_ptr", n, "*fp32") for n in per_query]
-    plain = [x.name for x in tensors if x.boxes is None]
+    found = list({a.name: a for a in found}.values())
+    plain = list(dict.fromkeys(x.name for x in tensors if x.boxes is None))
     found += [Argument(f"{n}_strides", f"{n}.stride()") for n in plain]
     found.append(Argument("scale", "scale"))
     if not walk.even:

@@ -51,6 +51,7 @@ class Module:
     """One emitted module: what its templates say; `key` names it, `render` writes it."""
 
     template: str
+    direction: str  # "forward", "dq" or "dkv"
     kernel: str
     frames: Sequence[Frame]
     context: dict[str, Any]
@@ -101,16 +102,21 @@ class Module:
     def emitted(self) -> Emitted:
         return Emitted(self.render(), self.kernel, self.tables, self.key)
 
-    def shared_context(self) -> dict[str, Any]:
-        """What the templates of every module say of the plan."""
+    def shared_context(self, contexts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the templates of every module say of the plan. contexts: of its frames."""
         plan, spec = self.plan, self.spec
+        settings = spec.settings(*plan_lanes(plan), self.direction)
         program = plan.program
         same = spec.value_dim == spec.head_dim
         used = set().union(*(f.helpers for f in self.frames))
         return {
             "pattern": comment_lines(plan.source),
             "constants": self._constants(),
-            "backward": False,
+            "direction": self.direction,
+            "facts": facts(plan, spec, [f.walk for f in self.frames], settings),
+            "frames": contexts,
+            "types": _types_of(contexts),
+            "options": self._options(*settings),
             "queries": program.query_tokens,
             "keys": program.key_tokens,
             "heads": program.heads,
@@ -145,7 +151,7 @@ class Module:
             found.append((f.rows_name, f.grid.count, f"tiles of {what}"))
         return found
 
-    def options(self, warps: int, stages: int) -> str:
+    def _options(self, warps: int, stages: int) -> str:
         """Launch options. Where the pattern keeps binary64, no product is fused with a sum."""
         fusion = ', "enable_fp_fusion": False' if self.lowered.exact else ""
         return f'"num_warps": {warps}, "num_stages": {stages}{fusion}'
@@ -155,6 +161,7 @@ class Emission(Module):
     """The module of the forward kernels: one for each segment of queries."""
 
     template = "forward.py.j2"
+    direction = "forward"
 
     def __init__(self, plan: Plan, spec: Spec) -> None:
         super().__init__(plan, spec)
@@ -168,7 +175,6 @@ class Emission(Module):
                 for away in range(len(plan.program.keys))
             ]
             self.frames.append(Frame(plan, spec, low, "q", number, roots, numbers))
-        settings = spec.settings(*plan_lanes(plan))
         tensors = ["q", "k", "v", "out"]
         contexts = [
             f.context(self.kernel + f.suffix, ["q"], ["k", "v"], ["out"], tensors, ["lse"])
@@ -178,13 +184,9 @@ class Emission(Module):
             sink = frame.aways[0].printed.roots.get("sink")
             context["sink"] = "" if sink is None else sink.within(PRODUCT)
         self.context = {
-            **self.shared_context(),
+            **self.shared_context(contexts),
             "title": f"Forward attention for the pattern `{plan.name}`, emitted by MaskDSL.",
-            "facts": facts(plan, spec, [f.walk for f in self.frames], settings),
-            "frames": contexts,
-            "types": types_of(contexts),
             "sink": low.sink is not None,
-            "options": self.options(*settings),
         }
 
 
@@ -192,7 +194,7 @@ def _roots(score: Node | None, sink: Node | None) -> dict[str, Node]:
     return {n: x for n, x in (("score", score), ("sink", sink)) if x is not None}
 
 
-def types_of(contexts: Sequence[Mapping[str, Any]]) -> list[str]:
+def _types_of(contexts: Sequence[Mapping[str, Any]]) -> list[str]:
     """`"name": "type"` of the kernels' arguments that have one."""
     found = {a.name: a.type for f in contexts for a in f["arguments"] if a.type}
     return [f'"{name}": "{type_}"' for name, type_ in found.items()]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maskdsl.codegen.arguments import arguments_of
-from maskdsl.codegen.boxes import all_of, axes_of, coordinate_name, first_token, lane_span, lane_token, token
+from maskdsl.codegen.boxes import Axis, all_of, axes_of, coordinate_name, first_token, lane_span, lane_token, token
 from maskdsl.codegen.closed import closed_walk, without_tables
 from maskdsl.codegen.descriptors import Boxes, boxes_of
 from maskdsl.codegen.expressions import Printed, Statement, print_roots
@@ -23,7 +23,7 @@ from maskdsl.codegen.walk import Walk, make_walk
 from maskdsl.ir.logic import TRUE
 from maskdsl.ir.nodes import Node, depends_on
 from maskdsl.ir.program import Segment
-from maskdsl.planner import Plan
+from maskdsl.planner import Grid, Plan
 
 _NAMES = {"q": "queries", "k": "keys"}
 _TILES = {  # tensor: variable with a tile of it, variable that says which elements exist
@@ -231,8 +231,15 @@ class Frame:
             context["added"] = added(own, away.printed, inside and f"{self.home}_inside")
             adds += context["added"]
         texts = " ".join([*(x.printed.text for x in self.aways), *(a.mask for a in adds)])
-        operands = [self._home_operand(n) if n in (*held, *stored) else self.operand(n)
-                    for n in tensors]  # fmt: skip
+        operands = [
+            x
+            for n in tensors
+            for x in (
+                [self._home_operand(n)]
+                if n in (*held, *stored)
+                else [self.operand(n, away) for away in self.aways]
+            )
+        ]
         arguments = arguments_of(
             self.spec.dtype, operands, per_query, batch_heads, self.walk, self.arrays, texts
         )
@@ -295,15 +302,16 @@ class Frame:
     def _known(self, stage: Stage) -> list[Statement]:
         return [s for x in self.aways for s in x.printed.of(stage, *x.printed.roots)]
 
-    def operand(self, name: str, away: Away | None = None) -> Operand:
-        """A tensor of which this kernel walks tiles (of the first segment by default)."""
-        away = away or self.aways[0]
-        return self._operand(name, away.axes, away.grid, away.block, away.segment.offset)
+    def operand(self, name: str, away: Away) -> Operand:
+        """A tensor of which this kernel walks tiles, in one segment."""
+        return self._operand(name, away.axes, away.grid, away.block, away.segment)
 
     def _home_operand(self, name: str) -> Operand:
-        return self._operand(name, self.axes, self.grid, self.home_block, self.segment.offset)
+        return self._operand(name, self.axes, self.grid, self.home_block, self.segment)
 
-    def _operand(self, name: str, axes: list[Any], grid: Any, block: str, offset: int) -> Operand:
+    def _operand(
+        self, name: str, axes: list[Axis], grid: Grid, block: str, segment: Segment
+    ) -> Operand:
         program = self.plan.program
         of_keys = name in _OF_KEYS
         grouped = program.heads > program.kv_heads
@@ -322,7 +330,9 @@ class Frame:
                 if self.shared and not of_keys:
                     place = "batch * HEADS + head"
             at = ", ".join([place, *boxes.at, "0"])
-        return Operand(name, *_TILES[name], dim, head, block, boxes, at, offset)
+        several = len(program.keys if of_keys else program.queries) > 1
+        part = (segment.name or "") if several else ""
+        return Operand(name, *_TILES[name], dim, head, block, boxes, at, part, segment.offset)
 
     @property
     def describes(self) -> bool:
@@ -336,7 +346,7 @@ class Frame:
         return x, mask_of(inside and f"{self.home}_inside", x.dim)
 
 
-def can_be_boxes(grid: Any) -> bool:
+def can_be_boxes(grid: Grid) -> bool:
     """Whether a grid's tiles are boxes that a descriptor loads."""
     names = tuple(f"a{i}" for i in range(len(grid.shape)))
     return boxes_of(axes_of("q", names, grid, True, False, ""), grid) is not None

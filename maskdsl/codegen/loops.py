@@ -157,10 +157,11 @@ def opening_of(
     lines = []
     if width == 3:
         lines = unpacked(visits, names, f"tl.load({place[0]})", "run_first")
-    lines.append(
-        f"for {names[-1]} in range(tl.load({place[-2]}), tl.load({place[-1]}), "
-        f"{grid.tile.span[-1]}):"
-    )
+    low, high = (f"tl.load({x})" for x in place[-2:])
+    if len(low) + len(high) > 56:
+        lines += [f"run_low = {low}", f"run_high = {high}"]
+        low, high = "run_low", "run_high"
+    lines.append(f"for {names[-1]} in range({low}, {high}, {grid.tile.span[-1]}):")
     if visits.mode == "run":
         return comment, lines, True
     return comment, [f"for run in range({spread}):", *(f"    {x}" for x in lines)], True

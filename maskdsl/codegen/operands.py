@@ -27,7 +27,8 @@ class Operand:
     name: of its arguments. tile: the variable with a tile of it. exist: the variable that says
     which elements of a tile exist. head: what the head adds to its address. lanes: the constant
     that counts a tile's tokens. boxes: how a descriptor sees it, or None for pointers. at: texts of
-    a tile's place in the descriptor. offset: of the segment's first token.
+    a tile's place in the descriptor. segment, offset: its name, where there are
+    several, and its first token.
     """
 
     name: str
@@ -38,7 +39,13 @@ class Operand:
     lanes: str
     boxes: Boxes | None
     at: str
+    segment: str = ""
     offset: int = 0
+
+    @property
+    def desc(self) -> str:
+        """The argument with its descriptor: of one segment, where there are several."""
+        return f"{self.name}_{self.segment}_desc" if self.segment else f"{self.name}_desc"
 
     @property
     def block(self) -> str:

@@ -54,57 +54,53 @@ class Spec:
         aligned = all(d * BYTES[self.dtype] % 16 == 0 for d in (self.head_dim, self.value_dim))
         return self.descriptors and self.target in TENSOR_COPIES and aligned
 
-    def settings(self, queries: int, keys: int) -> tuple[int, int]:
-        """(warps, pipeline stages) for tiles of so many lanes. Raises CompileError where they do
-        not fit the target.
+    def settings(self, queries: int, keys: int, direction: str = "forward") -> tuple[int, int]:
+        """(warps, pipeline stages) of a kernel for tiles of so many lanes. direction: "forward",
+        "dq" or "dkv". Raises CompileError where they do not fit the target.
         """
         dims = max(padded(self.head_dim), padded(self.value_dim))
-        many = queries * max(keys, dims) >= (64 * 64 if self.dtype == "float32" else 128 * 128)
-        warps = self.num_warps or (8 if many else 4)
-        if self.num_stages:
-            return warps, self.num_stages
-        size = BYTES[self.dtype]
-        both = padded(self.head_dim) + padded(self.value_dim)
-        wanted = 2 if dims >= 128 and keys >= 128 else 3
-        for stages in range(wanted, 0, -1):
-            used = (queries * padded(self.head_dim) + stages * keys * both) * size
-            if used + queries * keys * size <= SHARED[self.target]:
-                return warps, stages
-        raise self._too_large(queries, keys)
+        home, away = (keys, queries) if direction == "dkv" else (queries, keys)
+        large = 128 * 128 if direction == "forward" else 64 * 128
+        large = large // 4 if self.dtype == "float32" else large
+        warps = 8 if home * max(away, dims) >= large else 4
+        stages = self._stages(queries, keys, direction)
+        if stages == 0:
+            what = "" if direction == "forward" else "the gradients of "
+            raise self._too_large(queries, keys, what)
+        return self.num_warps or warps, self.num_stages or stages
 
-    @property
-    def backward_lanes(self) -> tuple[int, int]:
-        """The most (queries, keys) of the backward kernels' tiles: a program holds two gradients of
-        its keys and two matrices of scores in registers, so that larger tiles spill.
+    def lanes(self, direction: str) -> tuple[int, int]:
+        """The most (queries, keys) of a backward kernel's tiles: a program holds gradients and two
+        matrices of scores in registers, so that larger tiles spill.
         """
-        queries, keys = 64, 128 if self.target in WARPGROUPS else 64
+        home, away = (64, 128) if direction == "dq" else (128, 64)
+        if self.target not in WARPGROUPS:
+            home, away = 64, 64
         if self.dtype == "float32":
-            queries, keys = 32, 32
+            home, away = 32, 32
         if max(padded(self.head_dim), padded(self.value_dim)) > 128:
-            queries, keys = 32, max(32, keys // 2)
-        while self._backward_stages(queries, keys) == 0 and queries + keys > 32:
+            home, away = min(home, 64), 32
+        queries, keys = (home, away) if direction == "dq" else (away, home)
+        while self._stages(queries, keys, direction) == 0 and queries + keys > 32:
             if queries >= keys:
                 queries //= 2
             else:
                 keys //= 2
         return queries, keys
 
-    def backward_settings(self, queries: int, keys: int) -> tuple[int, int]:
-        """As `settings`, for both backward kernels."""
-        dims = max(padded(self.head_dim), padded(self.value_dim))
-        many = queries * max(keys, dims) >= (32 * 64 if self.dtype == "float32" else 64 * 128)
-        stages = self._backward_stages(queries, keys)
-        if stages == 0:
-            raise self._too_large(queries, keys, "the gradients of ")
-        return self.num_warps or (8 if many else 4), self.num_stages or stages
-
-    def _backward_stages(self, queries: int, keys: int) -> int:
+    def _stages(self, queries: int, keys: int, direction: str) -> int:
         """Pipeline stages for which shared memory suffices; 0 where it never does."""
         size = BYTES[self.dtype]
-        both = padded(self.head_dim) + padded(self.value_dim)
-        for stages in (2, 1):
-            held = max(queries + stages * keys, keys + stages * queries) * both
-            if (held + queries * keys) * size <= SHARED[self.target]:
+        head, value = padded(self.head_dim), padded(self.value_dim)
+        if direction == "forward":
+            held, walked = queries * head, keys * (head + value)
+            most = 2 if max(head, value) >= 128 and keys >= 128 else 3
+        else:
+            home, away = (queries, keys) if direction == "dq" else (keys, queries)
+            held, walked = home * (head + value), away * (head + value)
+            most = 2
+        for stages in range(most, 0, -1):
+            if (held + stages * walked + queries * keys) * size <= SHARED[self.target]:
                 return stages
         return 0
 

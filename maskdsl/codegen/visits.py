@@ -9,7 +9,8 @@ import numpy as np
 from maskdsl.planner import Grid
 from maskdsl.planner.proofs import INT32
 
-LONG_RUN = 8  # mean tiles of a run, from which a loop over runs fills its pipeline
+LONG_RUN = 64  # mean tiles of a run, from which filling the pipeline for each run costs little
+MANY = 2**24  # tiles, past which they are not listed one by one
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def visits_in(
     per_row = np.bincount(row, minlength=rows)
     tiles = int(count.sum())
     one = int(per_row.max()) == 1
-    if not one and tiles < LONG_RUN * len(row):
+    if not one and tiles < min(LONG_RUN * len(row), MANY):
         packing = Packing.of(grid, len(grid.shape))
         copies = np.repeat(np.arange(len(row)), count)
         tile = first[copies] + np.arange(tiles) - np.repeat(np.cumsum(count) - count, count)

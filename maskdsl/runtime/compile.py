@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from maskdsl.codegen import BackwardEmission, Emission, Spec
+from maskdsl.codegen import Emission, GradientEmission, Spec
 from maskdsl.errors import BindError, CompileError, nearest
 from maskdsl.language.binding import real, whole
 from maskdsl.pattern import Mask, Pattern
 from maskdsl.planner import Plan, Tile, TilesLike
 from maskdsl.runtime.boundary import DTYPES, Call, Shapes, check_call
 from maskdsl.runtime.reference import Reference
-from maskdsl.runtime.resources import Resources, resources
+from maskdsl.runtime.resources import Resources, resources, resources_many, together
 from maskdsl.runtime.torch_backend import TorchBackend
 from maskdsl.runtime.triton_autograd import TritonAttention
 from maskdsl.runtime.triton_backend import LEAST_SCALE
@@ -91,6 +91,7 @@ class Kernel:
         self.target = target or _target_at_hand()
         self.scale = scale
         self._tiles = q_tile, kv_tile
+        self._plans: dict[str, Plan] = {}
         self._run = self._backend()
 
     @cached_property
@@ -113,18 +114,24 @@ class Kernel:
             return self.mask.plan(q_tile, kv_tile, target=self.target, head_dim=dim)
         return self.mask.plan(q_tile, kv_tile)
 
-    @cached_property
-    def backward_plan(self) -> Plan:
-        """The tiles that the backward kernels visit: the forward's, halved until they fit."""
+    def plan_of(self, direction: str) -> Plan:
+        """The tiles that a kernel visits: `plan` for "forward"; for "dq" and "dkv" its tiles halved
+        until they fit the gradients' kernels.
+        """
         plan = self.plan
-        if plan.program.segmented:
+        if direction == "forward":
             return plan
-        most = self._spec.backward_lanes
-        grids = (plan.q_grid_, plan.kv_grid_)
-        q_tile, kv_tile = (smaller(g.tile, n) for g, n in zip(grids, most, strict=True))
-        if (q_tile, kv_tile) == (plan.q_tile, plan.kv_tile):
+        most = self._spec.lanes(direction)
+        grids = (plan.q_grids, plan.kv_grids)
+        tiles = [
+            tuple(smaller(g.tile, n) for g in own) for own, n in zip(grids, most, strict=True)
+        ]
+        if tiles == [tuple(g.tile for g in own) for own in grids]:
             return plan
-        return self.mask.plan(q_tile, kv_tile)
+        if direction not in self._plans:
+            several = plan.program.segmented
+            self._plans[direction] = self.mask.plan(*(t if several else t[0] for t in tiles))
+        return self._plans[direction]
 
     @property
     def source(self) -> str:
@@ -132,9 +139,12 @@ class Kernel:
         return self._emission.render()
 
     @property
-    def backward_source(self) -> str:
-        """The emitted Triton module for gradients. Raises CompileError as `source` does."""
-        return BackwardEmission(self.backward_plan, self._spec).render()
+    def sources(self) -> dict[str, str]:
+        """The emitted Triton modules: "forward", and of the gradients "dq" and "dkv". Raises
+        CompileError as `source` does.
+        """
+        gradients = (GradientEmission(n, self.plan_of(n), self._spec) for n in ("dq", "dkv"))
+        return {"forward": self.source} | {e.direction: e.render() for e in gradients}
 
     @property
     def key(self) -> str:
@@ -150,8 +160,10 @@ class Kernel:
         if direction not in DIRECTIONS:
             known = ", ".join(DIRECTIONS)
             raise CompileError(f"there is no kernel for the direction '{direction}' ({known})")
-        source = self.source if direction == "forward" else self.backward_source
-        return resources(source, target or self.target)
+        if direction == "forward":
+            return resources(self.source, target or self.target)
+        gradients = [s for name, s in self.sources.items() if name != "forward"]
+        return together(resources_many([(s, target or self.target) for s in gradients]))
 
     def _backend(self) -> Callable[[Call, bool], tuple[torch.Tensor, torch.Tensor | None]]:
         program = self.mask.program
@@ -160,7 +172,7 @@ class Kernel:
             return lambda call, _: reference(call)
         if self.backend == "torch":
             return TorchBackend(self.plan, self.scale)
-        return TritonAttention(self.plan, lambda: self.backward_plan, self._spec, self.scale)
+        return TritonAttention(self.plan, self.plan_of, self._spec, self.scale)
 
     def __call__(
         self,

@@ -89,14 +89,15 @@ def main() -> None:
             path = Path(folder) / f"kernel_{i}.py"
             path.write_text(job["source"], encoding="utf-8")
             try:
-                found.append(asdict(_together(_compile(path, job["target"]))))
+                found.append(asdict(together(_compile(path, job["target"]))))
             except Exception as error:  # whatever triton raises is the job's answer
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 found.append({"error": lines[-1][:300]})
     sys.stdout.write("\n" + json.dumps(found) + "\n")
 
 
-def _together(kernels: Sequence[Resources]) -> Resources:
+def together(kernels: Sequence[Resources]) -> Resources:
+    """Of several kernels: the most that one of them takes, and all their instructions."""
     counts: Counter[str] = Counter()
     for one in kernels:
         counts.update(one.instructions)

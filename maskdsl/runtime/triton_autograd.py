@@ -12,24 +12,32 @@ from maskdsl.errors import CompileError
 from maskdsl.planner import Plan
 from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.sink_gradients import sink_gradients
-from maskdsl.runtime.triton_backend import TritonBackward, TritonForward
+from maskdsl.runtime.triton_backend import TritonForward, TritonGradient
 
 
 class TritonAttention:
     """Attention under one plan, and its gradients.
 
-    backward_plan: gives the plan of the backward kernels, which are emitted at the first backward
-    pass. scale: of the products. Raises CompileError where a plan is beyond kernels.
+    plan_of: gives the plan of a backward kernel, "dq" or "dkv", which are emitted at the first
+    backward pass. scale: of the products. Raises CompileError where a plan is beyond kernels.
     """
 
     def __init__(
-        self, plan: Plan, backward_plan: Callable[[], Plan], spec: Spec, scale: float
+        self, plan: Plan, plan_of: Callable[[str], Plan], spec: Spec, scale: float
     ) -> None:
         self.spec, self.scale = spec, scale
         self.forward = TritonForward(plan, spec, scale)
         self._program = plan.program
-        self._backward_plan = backward_plan
-        self._backward: dict[tuple[str, ...], TritonBackward] = {}
+        self._plan_of = plan_of
+        self._kernels: dict[tuple[str, tuple[str, ...]], TritonGradient] = {}
+
+    def _kernel(self, name: str, wanted: tuple[str, ...]) -> TritonGradient:
+        found = self._kernels.get((name, wanted))
+        if found is None:
+            plan = self._plan_of(name)
+            found = TritonGradient(name, plan, self.spec, self.scale, wanted)
+            self._kernels[name, wanted] = found
+        return found
 
     def gradients(
         self, call: Call, out: torch.Tensor, lse: torch.Tensor, do: torch.Tensor,
@@ -38,17 +46,19 @@ class TritonAttention:
         """Of q, k, v and of each input: None where it is not wanted, or decides only which keys are
         kept.
         """
-        run = self._backward.get(wanted)
-        if run is None:
-            run = TritonBackward(self._backward_plan(), self.spec, self.scale, wanted)
-            self._backward[wanted] = run
-        dq, dk, dv, delta, found = run(call.q, call.k, call.v, call.inputs, out, lse, do, grad_lse)
-        for name, x in sink_gradients(self._program, call, lse, delta, wanted).items():
-            found[name] = found[name] + x if name in found else x
-        of_inputs = (found.get(n) for n in call.inputs)
+        q, k, v, inputs = call.q, call.k, call.v, call.inputs
+        if 0 in do.stride():
+            do = do.contiguous()  # such as the gradient of a sum, one number for all
+        to_q, to_kv = (self._kernel(name, wanted) for name in ("dq", "dkv"))
+        dq, delta, found = to_q((q, k, v, out, do), lse, grad_lse.contiguous(), inputs=inputs)
+        dk, dv, more = to_kv((q, k, v, do), lse, delta, inputs=inputs)
+        for parts in (more, sink_gradients(self._program, call, lse, delta, wanted)):
+            for name, x in parts.items():
+                found[name] = found[name] + x if name in found else x
+        of_inputs = (found.get(n) for n in inputs)
         own = (
             None if g is None else g.to(x.dtype)
-            for g, x in zip(of_inputs, call.inputs.values(), strict=True)
+            for g, x in zip(of_inputs, inputs.values(), strict=True)
         )
         return [dq, dk, dv, *own]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from maskdsl.codegen import BackwardEmission, Emission, Spec
+from maskdsl.codegen import GradientEmission, Emission, Spec
 from maskdsl.errors import CompileError
 from maskdsl.planner import Plan
 from maskdsl.runtime.cache import load_source
@@ -20,7 +20,7 @@ LEAST_SCALE = 1e-30  # a scale this large may multiply minus infinity
 _SIGNED = {torch.uint8: torch.int32, torch.uint16: torch.int32, torch.uint32: torch.int64}
 
 Inputs = Mapping[str, torch.Tensor]
-Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
+Gradients = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]  # and of inputs, by name
 
 
 class _Loaded:
@@ -29,7 +29,7 @@ class _Loaded:
     source: its text. key: what it is cached under. scale: of the products.
     """
 
-    def __init__(self, emission: Emission | BackwardEmission, scale: float) -> None:
+    def __init__(self, emission: Emission | GradientEmission, scale: float) -> None:
         self.scale = scale
         self.key = emission.key
         self.source = emission.render()
@@ -99,56 +99,45 @@ class TritonForward(_Loaded):
             )
 
 
-class TritonBackward(_Loaded):
-    """Gradients of attention under one plan, with those of some float inputs. Raises CompileError
-    where it is beyond kernels.
+class TritonGradient(_Loaded):
+    """One of the backward kernels of a plan, "dq" or "dkv", with the gradients of some float
+    inputs. Raises CompileError where it is beyond kernels.
     """
 
-    def __init__(self, plan: Plan, spec: Spec, scale: float, wanted: Iterable[str] = ()) -> None:
+    def __init__(
+        self, kernel: str, plan: Plan, spec: Spec, scale: float, wanted: tuple[str, ...]
+    ) -> None:
         scale = float(scale)
-        self.plan, self.wanted = plan, tuple(wanted)
+        self.what = kernel, plan, wanted
         self.spec = replace(spec, rising=scale > LEAST_SCALE)
-        emission = BackwardEmission(plan, self.spec, self.wanted)
+        emission = GradientEmission(kernel, plan, self.spec, wanted)
         super().__init__(emission, scale)
         self._merged = emission.merged
-        self._programs = max(
-            plan.q_tiles * plan.program.heads, plan.kv_tiles * plan.program.kv_heads
-        )
+        program = plan.program
+        self._programs = max(plan.q_tiles * program.heads, plan.kv_tiles * program.kv_heads)
 
     @cached_property
-    def by_pointers(self) -> TritonBackward:
+    def by_pointers(self) -> TritonGradient:
         """The same for tensors that no descriptor sees."""
+        kernel, plan, wanted = self.what
         spec = replace(self.spec, descriptors=False)
-        return TritonBackward(self.plan, spec, self.scale, self.wanted)
+        return TritonGradient(kernel, plan, spec, self.scale, wanted)
 
     def __call__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        inputs: Inputs,
-        out: torch.Tensor,
-        lse: torch.Tensor,
-        do: torch.Tensor,
-        grad_lse: torch.Tensor,
+        self, tensors: tuple[torch.Tensor, ...], *others: torch.Tensor, inputs: Inputs
     ) -> Gradients:
-        """(dq, dk, dv, delta, gradients of inputs) from what a forward call was given and gave, and
-        the gradients of that.
-
-        delta: float32 (batch, heads, queries), the sum of do * out over each row, less grad_lse.
-        Raises CompileError where it cannot run here.
+        """What the module's `gradients` gives. tensors: of tokens, its first arguments in order,
+        q first; others: those after them, up to the scale. Raises CompileError where it cannot run.
         """
+        q = tensors[0]
         if q.shape[0] * self._programs > MAX_PROGRAMS:
             raise CompileError(f"a launch has at most {MAX_PROGRAMS} tiles over batch and heads")
-        if self._merged is not None:
-            if not described(do, self._merged):
-                do = do.contiguous()  # such as the gradient of a sum, one number for all
-            if not all(described(x, self._merged) for x in (q, k, v, out, do)):
-                return self.by_pointers(q, k, v, inputs, out, lse, do, grad_lse)
+        if self._merged is not None and not all(described(x, self._merged) for x in tensors):
+            return self.by_pointers(tensors, *others, inputs=inputs)
         walk = self._tables_on(q.device)
         with _launching(q.device):
-            found: Gradients = self._module.backward(
-                q, k, v, out, lse, do, grad_lse.contiguous(), self.scale, walk, signed(inputs)
+            found: Gradients = self._module.gradients(
+                *tensors, *others, self.scale, walk, signed(inputs)
             )
         return found
 
