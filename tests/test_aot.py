@@ -96,7 +96,7 @@ def test_large_backward_kernels_hardly_spill_and_use_the_tensor_cores(
         for target, product in (("sm_80", "HMMA"), ("sm_90", "HGMMA")):
             for kernel in ("dq", "dkv"):
                 found = gradients[f"large {name} {kernel}", target]
-                assert found.spills <= (128 if name == "video" else 64), (name, kernel, target)
+                assert found.spills <= (160 if name == "video" else 64), (name, kernel, target)
                 assert found.instructions[product] > 0, (name, target)
                 assert found.instructions["MUFU.EX2"] > 0, (name, target)
 

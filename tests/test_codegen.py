@@ -13,14 +13,17 @@ from kernels import CASES, RADIAL, Case
 
 import maskdsl
 from maskdsl import CompileError, Tile
-from maskdsl.codegen import GradientEmission, emit, walk_tables
+from maskdsl.codegen import GradientEmission, emit
+from maskdsl.codegen.closed import closed_walk
 from maskdsl.codegen.sides import by_sides
 from maskdsl.codegen.tabulate import left_over, tabulate
+from maskdsl.codegen.visits import Visits, places_of
 from maskdsl.codegen.walk import make_walk
 from maskdsl.ir.definition import positions
 from maskdsl.ir.evaluate import evaluate
 from maskdsl.ir.nodes import Node, postorder
 from maskdsl.ir.program import Program
+from maskdsl.planner import Grid
 
 GOLDEN = Path(__file__).parent / "golden"
 GOLDENS = {
@@ -106,24 +109,86 @@ def test_what_cannot_be_exact_is_refused() -> None:
 def test_the_walk_visits_what_the_plan_visits(name: str, home: str) -> None:
     plan = CASES[name].plan()
     walk = make_walk(plan, home)
-    tiles = plan.q_tiles if home == "q" else plan.kv_tiles
+    tiles, other = plan.q_tiles, plan.kv_grid_
+    if home == "k":
+        tiles, other = plan.kv_tiles, plan.q_grid_
     for head in range(plan.program.heads):
         visits = [(q, k, kind) for q, row in enumerate(plan.rows(head)) for k, kind in row]
         own = int(walk.head_class[head]) * tiles
         for row in range(own, own + tiles):
             at = int(walk.rows[row])
             want = {k if home == "q" else q: x for q, k, x in visits if at == (q, k)[home == "k"]}
-            found = {}
-            for kind, part in (("full", walk.full), ("partial", walk.partial)):
-                if part.runs is None:
-                    continue
-                first, end = row, row + 1
-                if part.offsets is not None:
-                    first, end = part.offsets[row], part.offsets[row + 1]
-                for start, count in part.runs[first:end]:
-                    found |= {int(start) + i: kind for i in range(count)}
+            found: dict[int, str] = {}
+            for kind, part in walk.visits[0].items():
+                numbers = visited(part, other, row)
+                assert found.keys().isdisjoint(numbers)
+                found |= dict.fromkeys(numbers, kind)
             assert found.keys() == want.keys()
             assert all(kind == "partial" or want[tile] == "full" for tile, kind in found.items())
+
+
+def visited(visits: Visits, grid: Grid, row: int) -> list[int]:
+    """Numbers of the tiles that a row visits, as a kernel works out their first coordinates."""
+    if visits.entries is None:
+        return []
+    low, high = (row, row + 1) if visits.starts is None else visits.starts[row : row + 2]
+    firsts = []
+    for entry in visits.entries.reshape(-1, visits.width)[low:high]:
+        packed = [int(entry[0]) >> s & (1 << b) - 1 for s, b, _ in visits.packing.fields]
+        outer = [x + start for x, (_, _, start) in zip(packed, visits.packing.fields, strict=True)]
+        if visits.mode == "list":
+            firsts.append(outer)
+        else:
+            firsts += [[*outer, x] for x in range(*map(int, entry[-2:]), grid.tile.span[-1])]
+    places = [places_of(grid, a) + start for a, start in enumerate(grid.starts)]
+    index = [[int(np.flatnonzero(p == x)[0]) for p, x in zip(places, f, strict=True)] for f in firsts]
+    return [int(np.ravel_multi_index(i, grid.shape)) for i in index]
+
+
+CLOSED = {
+    "causal": "keep causal(n)",
+    "window": "keep causal(n) and near(n, 40)",
+    "both_sides": "keep near(n, 70)",
+    "ahead": "keep q.n <= k.n <= q.n + 50",
+    "full": "",
+    "chunks": "keep block(n, 64)",
+}
+
+
+@pytest.mark.parametrize("n", [128, 203])
+@pytest.mark.parametrize("tiles", [(16, 16), (32, 16), (16, 64)])
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_walks_visit_what_the_plan_visits(name: str, tiles: tuple[int, int], n: int) -> None:
+    """The ends that a kernel works out, evaluated as Python, against the plan's kinds."""
+    plan = maskdsl.parse(f"pattern p over (n) {CLOSED[name]}").bind(n=n).plan(*tiles)
+    for home in "qk":
+        closed = closed_walk(plan, home)
+        if closed is None:
+            assert name == "chunks"
+            continue
+        rows = plan.q_tiles if home == "q" else plan.kv_tiles
+        other = plan.kv_grid_ if home == "q" else plan.q_grid_
+        for tile in range(rows):
+            names = {"tile": tile, "tl": Numbers}
+            for s in closed.statements:
+                names[s.name] = eval(s.text, names)
+            first, full_first, full_last, last = (
+                int(eval(closed.ends[x], names)) for x in ("first", "full_first", "full_last", "last")
+            )
+            found = dict.fromkeys(range(first, last), "partial")
+            found |= dict.fromkeys(range(full_first, full_last), "full")
+            pairs = ((tile, i) if home == "q" else (i, tile) for i in range(other.count))
+            for i, (q, k) in enumerate(pairs):
+                kind = plan.kind(0, q, k)
+                crosses = (i + 1) * other.tile.size[0] > n  # walked with the partial ones
+                assert found.get(i, "empty") == ("partial" if kind == "full" and crosses else kind)
+
+
+class Numbers:
+    """Triton's functions on ints."""
+
+    minimum, maximum = min, max
+    where = staticmethod(lambda condition, a, b: a if condition else b)
 
 
 def test_heads_that_share_keys_walk_the_key_tiles_in_one_order() -> None:
@@ -138,16 +203,16 @@ def test_full_runs_hold_no_tile_that_crosses_an_edge() -> None:
     mask = maskdsl.parse("pattern p over (a, b)").bind(a=9, b=21)
     plan = mask.plan(Tile((4, 8), (2, 2), (1, 3)), Tile((4, 8), (2, 2), (1, 3)))
     tokens = plan.kv_grid_.tokens(np.arange(plan.kv_tiles))
-    runs = make_walk(plan).full.runs
-    for first, count in () if runs is None else runs:
-        assert (tokens[first : first + count] >= 0).all()
+    full = make_walk(plan).visits[0]["full"]
+    for row in range(plan.q_tiles):
+        assert (tokens[visited(full, plan.kv_grid_, row)] >= 0).all()
     rows = int((plan.q_grid_.tokens(np.arange(plan.q_tiles)) >= 0).any(1).sum())
-    assert make_walk(plan).full.tiles == rows * int((tokens >= 0).all(1).sum())
+    assert full.tiles == rows * int((tokens >= 0).all(1).sum())
 
 
 def test_tables_are_int32() -> None:
-    tables = walk_tables(CASES["mixture"].plan())
-    assert {"head_class", "rows", "partial_runs"} <= tables.keys()
+    tables = make_walk(CASES["mixture"].plan()).tables()
+    assert {"head_class", "rows"} <= tables.keys()
     assert all(t.dtype == np.int32 for t in tables.values())
 
 
@@ -157,9 +222,13 @@ def test_emission_is_deterministic_and_keys_tell_plans_apart() -> None:
     assert first.source == second.source
     assert first.key == second.key
     keys = {emit(c.plan(), c.spec(t)).key for c in CASES.values() for t in ("sm_80", "sm_90")}
-    keys |= {GradientEmission(c.plan(), c.spec()).key for c in CASES.values()}
-    keys.add(GradientEmission(case.plan(), case.spec(), ["slope"]).key)
-    assert len(keys) == 3 * len(CASES) + 1
+    keys |= {
+        GradientEmission(kernel, c.plan(), c.spec()).key
+        for c in CASES.values()
+        for kernel in ("dq", "dkv")
+    }
+    keys.add(GradientEmission("dq", case.plan(), case.spec(), ["slope"]).key)
+    assert len(keys) == 4 * len(CASES) + 1
 
 
 def test_names_of_axes_and_patterns_do_not_clash_with_the_kernel() -> None:
@@ -188,24 +257,17 @@ def test_full_loops_hold_no_mask_and_proved_kernels_no_bounds() -> None:
     assert "mask=" not in source
 
 
+@pytest.mark.parametrize("kernel", ["forward", "dq", "dkv"])
 @pytest.mark.parametrize("name", GOLDENS)
-def test_golden(name: str, request: pytest.FixtureRequest) -> None:
+def test_golden(name: str, kernel: str, request: pytest.FixtureRequest) -> None:
     case = GOLDENS[name]
-    spec = case.spec()
-    source = emit(case.plan(), type(spec)(spec.head_dim, spec.value_dim, "bfloat16")).source
-    check_golden(name, source, request)
-    assert len(source.splitlines()) < 200
-
-
-@pytest.mark.parametrize("name", ["causal", "neighborhood_3d"])
-def test_backward_golden(name: str, request: pytest.FixtureRequest) -> None:
-    case = GOLDENS[name]
-    kernel = maskdsl.compile(
+    compiled = maskdsl.compile(
         case.mask(), case.head_dim, torch.bfloat16, backend="triton", target="sm_90",
         q_tile=case.q_tile, kv_tile=case.kv_tile,
     )  # fmt: skip
-    check_golden(f"{name}_backward", kernel.backward_source, request)
-    assert len(kernel.backward_source.splitlines()) < 400  # two kernels and what launches them
+    source = compiled.sources[kernel]
+    check_golden(f"{name}_{kernel}" if kernel != "forward" else name, source, request)
+    assert len(source.splitlines()) < 200
 
 
 def check_golden(name: str, source: str, request: pytest.FixtureRequest) -> None:
@@ -220,8 +282,11 @@ def check_golden(name: str, source: str, request: pytest.FixtureRequest) -> None
 def test_sources_are_formatted(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     (tmp_path / "forward.py").write_text(emit(case.plan(), case.spec()).source)
-    backward = GradientEmission(case.plan(), case.spec(), ["slope"])
-    (tmp_path / "backward.py").write_text(backward.render())
+    for spec in (case.spec(), case.spec("sm_80")):
+        for kernel in ("dq", "dkv"):
+            module = GradientEmission(kernel, case.plan(), spec, ["slope"])
+            (tmp_path / f"{kernel}_{spec.target}.py").write_text(module.render())
+    (tmp_path / "pointers.py").write_text(emit(case.plan(), case.spec("sm_80")).source)
     command = ["format", "--isolated", "--line-length", "100", "--diff", str(tmp_path)]
     ruff = pytest.importorskip("ruff", reason="ruff is a tool of the developers")
     done = subprocess.run(

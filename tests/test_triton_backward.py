@@ -227,7 +227,7 @@ def test_gradients_of_inputs(name: str) -> None:
         assert all(g.isfinite().all() for g in run.kernels(q, k, v, {"x": x}))
         return
     run.check(*tensors(mask, batch=2), {"x": x})
-    (module,) = run.attention._backward.values()
+    (module,) = run.attention._kernels.values()
     assert ("atomic" in module.source) == (name not in ("by_head", "by_heads", "by_batch"))
 
 
@@ -270,7 +270,7 @@ def test_only_wanted_inputs_cost_anything() -> None:
     out, _ = run.attention(Call(q.requires_grad_(), k, v, inputs), False)
     out.sum().backward()
     assert q.grad is not None
-    assert all("atomic" not in b.source for b in run.attention._backward.values())
+    assert all("atomic" not in b.source for b in run.attention._kernels.values())
 
 
 SINKS = {

@@ -10,13 +10,16 @@
 # problem   24 head(s), 30 x 48 x 81 queries, 30 x 48 x 81 keys, head_dim 128, bfloat16
 # tiles     2x8x8 queries by 2x8x8 keys
 # pairs     0 full, 678,528 partial, 22,843,872 empty tiles
-# walk      no full tiles; runs of partial tiles
+# walk      partial tiles from a list
 # proved    32 bits hold every int of the pattern, every query keeps a key
 # target    sm_90, 8 warps, 2 stages
+
+import math
 
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 BLOCK_Q = tl.constexpr(128)  # queries of a tile: 2 t x 8 h x 8 w
 BLOCK_K = tl.constexpr(128)  # keys of a tile: 2 t x 8 h x 8 w
@@ -27,17 +30,12 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # of float32: no logit lies lower, and it is finite
 
-# Types of the kernel's pointers, for compilation ahead of time.
-POINTERS = {
-    "q_ptr": "*bf16",
-    "k_ptr": "*bf16",
-    "v_ptr": "*bf16",
-    "out_ptr": "*bf16",
-    "lse_ptr": "*fp32",
-    "rows": "*i32",
-    "partial_offsets": "*i32",
-    "partial_runs": "*i32",
-}
+# Types of the kernels' pointers and descriptors, and the launch options.
+TYPES = {
+    "q_desc": "tensordesc<bf16[1, 2, 8, 8, 128]>", "k_desc": "tensordesc<bf16[1, 2, 8, 8, 128]>",
+    "v_desc": "tensordesc<bf16[1, 2, 8, 8, 128]>", "out_desc": "tensordesc<bf16[1, 2, 8, 8, 128]>",
+    "lse_ptr": "*fp32", "rows": "*i32", "partial_starts": "*i32", "partial_tiles": "*i32",
+}  # fmt: skip
 OPTIONS = {"num_warps": 8, "num_stages": 2}
 
 
@@ -54,23 +52,9 @@ def softmax_step(s, values, peak, total, acc, scale_log2):
 
 @triton.jit
 def natten_forward(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    out_ptr,
-    lse_ptr,
-    q_strides,
-    k_strides,
-    v_strides,
-    out_strides,
-    scale,
-    batch_heads,
-    heads_at_once,
-    rows,
-    partial_offsets,
-    partial_runs,
-    OFFSETS: tl.constexpr,
-):
+    q_desc, k_desc, v_desc, out_desc, lse_ptr, scale, batch_heads, heads_at_once, rows,
+    partial_starts, partial_tiles,
+):  # fmt: skip
     # a tile of queries of one head: the longest rows first, for as many heads as the L2 cache holds
     program = tl.program_id(0)
     first_head = program // (ROWS * heads_at_once) * heads_at_once
@@ -82,16 +66,16 @@ def natten_forward(
     tile = tl.load(rows + row)
 
     # the queries of this tile
+    q_t_first = tile // 66 * 2
+    q_h_first = tile // 11 % 6 * 8
+    q_w_first = tile % 11 * 8
     q_lane = tl.arange(0, BLOCK_Q)
-    q_t = tile // 66 * 2 + q_lane // 64
-    q_h = tile // 11 % 6 * 8 + q_lane // 8 % 8
-    q_w = tile % 11 * 8 + q_lane % 8
+    q_t = q_t_first + q_lane // 64
+    q_h = q_h_first + q_lane // 8 % 8
+    q_w = q_w_first + q_lane % 8
     q_inside = q_w < 81
     q_token = ((q_t * 48 + q_h) * 81 + q_w).to(tl.int64)
-    dims = tl.arange(0, 128).to(OFFSETS)
-    q_base = q_ptr + batch.to(tl.int64) * q_strides[0] + head.to(tl.int64) * q_strides[1]
-    q_offsets = q_token[:, None] * q_strides[2] + dims[None, :] * q_strides[3]
-    q = tl.load(q_base + q_offsets, mask=q_inside[:, None], other=0.0)
+    q = q_desc.load([batch_head, q_t_first, q_h_first, q_w_first, 0]).reshape(BLOCK_Q, 128)
 
     # what the pattern needs to know of each query
     row0 = tl.minimum(tl.maximum(0, q_t - 3), 24)
@@ -101,18 +85,11 @@ def natten_forward(
     row4 = tl.minimum(73, tl.maximum(q_w - 4, 0))
     row5 = row4 + 7
 
-    # keys and values: addresses of a tile's lanes from its first one
+    # keys and values
     k_lane = tl.arange(0, BLOCK_K)
     k_lane_t = k_lane // 64
     k_lane_h = k_lane // 8 % 8
     k_lane_w = k_lane % 8
-    lane_token = ((k_lane_t * 48 + k_lane_h) * 81 + k_lane_w).to(OFFSETS)
-    k_offsets = lane_token[:, None] * k_strides[2] + dims[None, :] * k_strides[3]
-    v_offsets = lane_token[:, None] * v_strides[2] + dims[None, :] * v_strides[3]
-    k_base = k_ptr + batch.to(tl.int64) * k_strides[0] + head.to(tl.int64) * k_strides[1]
-    v_base = v_ptr + batch.to(tl.int64) * v_strides[0] + head.to(tl.int64) * v_strides[1]
-    k_step = tl.full((), 8, tl.int64) * k_strides[2]  # from one tile of a run to the next
-    v_step = tl.full((), 8, tl.int64) * v_strides[2]
 
     # online softmax: the largest logit (base 2), the sum of weights and the weighted values so far
     peak = tl.full([BLOCK_Q], LOWEST, tl.float32)
@@ -120,52 +97,47 @@ def natten_forward(
     acc = tl.zeros([BLOCK_Q, 128], tl.float32)
     scale_log2 = scale * LOG2E
 
-    # partial tiles, run by run
-    for run in range(tl.load(partial_offsets + row), tl.load(partial_offsets + row + 1)):
-        first = tl.load(partial_runs + 2 * run)
-        count = tl.load(partial_runs + 2 * run + 1)
-        k_t_first = first // 66 * 2
-        k_h_first = first // 11 % 6 * 8
-        k_w_first = first % 11 * 8
-        token = ((k_t_first * 48 + k_h_first) * 81 + k_w_first).to(tl.int64)
-        k_tile = k_base + token * k_strides[2]
-        v_tile = v_base + token * v_strides[2]
+    # partial tiles in order
+    for at in range(tl.load(partial_starts + row), tl.load(partial_starts + row + 1)):
+        k_first = tl.load(partial_tiles + at)
+        k_t_first = k_first >> 13
+        k_h_first = k_first >> 7 & 63
+        k_w_first = k_first & 127
         k_t = k_t_first + k_lane_t
         k_h = k_h_first + k_lane_h
-        for _ in range(count):
-            k_w = k_w_first + k_lane_w
-            k_inside = k_w < 81
-            keys_inside = k_inside[:, None]
-            keys = tl.load(k_tile + k_offsets, mask=keys_inside, other=0.0)
-            values = tl.load(v_tile + v_offsets, mask=keys_inside, other=0.0)
-            s = tl.dot(q, tl.trans(keys))
-            keep = row0[:, None] <= k_t[None, :]
-            keep &= k_t[None, :] <= row1[:, None]
-            keep &= row2[:, None] <= k_h[None, :]
-            keep &= k_h[None, :] <= row3[:, None]
-            keep &= row4[:, None] <= k_w[None, :]
-            keep &= k_w[None, :] <= row5[:, None]
-            keep &= k_inside[None, :]
-            s = tl.where(keep, s, float("-inf"))
-            peak, total, acc = softmax_step(s, values, peak, total, acc, scale_log2)
-            k_tile += k_step
-            v_tile += v_step
-            k_w_first += 8
+        k_w = k_w_first + k_lane_w
+        keys = k_desc.load([batch_head, k_t_first, k_h_first, k_w_first, 0]).reshape(BLOCK_K, 128)
+        values = v_desc.load([batch_head, k_t_first, k_h_first, k_w_first, 0]).reshape(BLOCK_K, 128)
+        s = tl.dot(q, tl.trans(keys))
+        keep = row0[:, None] <= k_t[None, :]
+        keep &= k_t[None, :] <= row1[:, None]
+        keep &= row2[:, None] <= k_h[None, :]
+        keep &= k_h[None, :] <= row3[:, None]
+        keep &= row4[:, None] <= k_w[None, :]
+        keep &= k_w[None, :] <= row5[:, None]
+        s = tl.where(keep, s, float("-inf"))
+        peak, total, acc = softmax_step(s, values, peak, total, acc, scale_log2)
 
     acc = acc / total[:, None]
-    out_base = out_ptr + batch.to(tl.int64) * out_strides[0] + head.to(tl.int64) * out_strides[1]
-    out_offsets = q_token[:, None] * out_strides[2] + dims[None, :] * out_strides[3]
-    acc = acc.to(out_ptr.dtype.element_ty)
-    tl.store(out_base + out_offsets, acc, mask=q_inside[:, None])
+    out = acc.to(out_desc.dtype).reshape(1, 2, 8, 8, 128)
+    out_desc.store([batch_head, q_t_first, q_h_first, q_w_first, 0], out)
     lse = (peak + tl.log2(total)) * LN2
     lse_row = lse_ptr + batch_head.to(tl.int64) * QUERIES
     tl.store(lse_row + q_token, lse, mask=q_inside)
 
 
-def forward(q, k, v, scale, walk, inputs):
-    """Attention of q over k and v, (batch, heads, tokens, dim) tensors with any strides.
+def boxes(x, extents, box):
+    """A descriptor of x, (batch, heads, tokens, dim), whose tokens fill `extents` row by row."""
+    batch, heads, _, dim = x.shape
+    steps = [x.stride(2) * math.prod(extents[i + 1 :]) for i in range(len(extents))]
+    shape, strides = (batch * heads, *extents, dim), (x.stride(1), *steps, 1)
+    return TensorDescriptor(x, [*shape], [*strides], [1, *box])
 
-    walk: tensors by name, int32, on q's device. inputs: the pattern's, by name.
+
+def forward(q, k, v, scale, walk, inputs):
+    """Attention of q over k and v, (batch, heads, tokens, dim) tensors aligned to 16 bytes.
+
+    walk: int tensors by name, on q's device. inputs: the pattern's, by name.
     Gives out like q, and the natural log-sum-exp, float32 (batch, heads, queries).
     """
     batch = q.shape[0]
@@ -177,22 +149,13 @@ def forward(q, k, v, scale, walk, inputs):
     lse = q.new_empty(shape[:3], dtype=torch.float32)
     if batch == 0:
         return out, lse
-    # as many heads at once as have their keys and values in the L2 cache
+    # as many heads at once as have what they walk in the L2 cache
     head_bytes = 116640 * 256 * k.element_size()
-    heads_at_once = min(batch * HEADS.value, max(1, 33554432 // head_bytes) * 1)
-    reach = max(4462 * x.stride(2) + 127 * x.stride(3) for x in (q, k, v))
-    tensors = (q, k, v, out)
+    heads_at_once = min(batch * HEADS.value, max(1, 33554432 // head_bytes))
     natten_forward[(batch * HEADS.value * ROWS.value,)](
-        *tensors,
-        lse,
-        *(x.stride() for x in tensors),
-        scale,
-        batch * HEADS.value,
-        heads_at_once,
-        walk["rows"],
-        walk["partial_offsets"],
-        walk["partial_runs"],
-        OFFSETS=tl.int32 if reach < 2**31 else tl.int64,
-        **OPTIONS,
-    )
+        boxes(q, (30, 48, 81), (2, 8, 8, 128)), boxes(k, (30, 48, 81), (2, 8, 8, 128)),
+        boxes(v, (30, 48, 81), (2, 8, 8, 128)), boxes(out, (30, 48, 81), (2, 8, 8, 128)), lse,
+        scale, batch * HEADS.value, heads_at_once, walk["rows"], walk["partial_starts"],
+        walk["partial_tiles"], **OPTIONS,
+    )  # fmt: skip
     return out, lse

@@ -1,0 +1,151 @@
+# Gradients of queries for the pattern `radial`, emitted by MaskDSL.
+#
+#     pattern radial(decay: float = 1.0, least: int = 128, anchor: bool = true)
+#     over (t, s)                                  # frame, token inside the frame
+#     let gap   = abs(q.t - k.t)
+#     let share = 2 ** bit_length(s.size) / 2 ** bit_length(gap)
+#     let reach = if gap <= 1 then s.size else max(share * decay, least)
+#     let every = if share >= least then 1 else int(least / share)
+#     keep abs(q.s - k.s) <= reach and gap % every == 0
+#     keep anchor and k.t == 0                     # every frame sees the first
+#
+# problem   1 head(s), 30 x 3,840 queries, 30 x 3,840 keys, head_dim 128, bfloat16
+# tiles     1x64 queries by 1x128 keys
+# pairs     400,344 full, 116,504 partial, 1,103,152 empty tiles
+# walk      full and partial tiles from a list
+# proved    tiles divide the extents, 32 bits hold every int of the pattern, every query keeps a key
+# target    sm_90, 8 warps, 2 stages
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+BLOCK_Q = tl.constexpr(64)  # queries of a tile: 1 t x 64 s
+BLOCK_K = tl.constexpr(128)  # keys of a tile: 1 t x 128 s
+ROWS = tl.constexpr(1800)  # tiles of queries
+QUERIES = tl.constexpr(115200)
+HEADS = tl.constexpr(1)
+LOG2E = tl.constexpr(1.4426950408889634)
+
+# Types of the kernels' pointers and descriptors, and the launch options.
+TYPES = {
+    "q_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>", "k_desc": "tensordesc<bf16[1, 1, 1, 128, 128]>",
+    "v_desc": "tensordesc<bf16[1, 1, 1, 128, 128]>",
+    "out_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>",
+    "do_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>",
+    "dq_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>", "lse_ptr": "*fp32", "grad_lse_ptr": "*fp32",
+    "delta_ptr": "*fp32", "full_starts": "*i32", "full_tiles": "*i32", "partial_starts": "*i32",
+    "partial_tiles": "*i32", "table0": "*i32",
+}  # fmt: skip
+OPTIONS = {"num_warps": 8, "num_stages": 2}
+
+
+@triton.jit
+def radial_dq(
+    q_desc, k_desc, v_desc, out_desc, do_desc, dq_desc, lse_ptr, grad_lse_ptr, delta_ptr, scale,
+    full_starts, full_tiles, partial_starts, partial_tiles, table0,
+):  # fmt: skip
+    # a tile of queries of one head: one head after the other
+    program = tl.program_id(0)
+    row = program % ROWS
+    batch_head = program // ROWS
+    batch = batch_head
+    tile = row
+
+    # the queries of this tile
+    q_t_first = tile // 60
+    q_s_first = tile % 60 * 64
+    q_lane = tl.arange(0, BLOCK_Q)
+    q_t = q_t_first + tl.zeros([BLOCK_Q], tl.int32)
+    q_s = q_s_first + q_lane % 64
+    q_token = (q_t * 3840 + q_s).to(tl.int64)
+    q = q_desc.load([batch, 0, q_t_first, q_s_first, 0]).reshape(BLOCK_Q, 128)
+    do = do_desc.load([batch, 0, q_t_first, q_s_first, 0]).reshape(BLOCK_Q, 128)
+    out = out_desc.load([batch, 0, q_t_first, q_s_first, 0]).reshape(BLOCK_Q, 128)
+
+    # of each query: its log-sum-exp (base 2), and what the softmax takes from all its gradients
+    lse_row = batch_head.to(tl.int64) * QUERIES + q_token
+    lse = tl.load(lse_ptr + lse_row) * LOG2E
+    delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
+    delta -= tl.load(grad_lse_ptr + lse_row)
+    tl.store(delta_ptr + lse_row, delta)
+
+    # keys and values
+    k_lane = tl.arange(0, BLOCK_K)
+    k_lane_t = tl.zeros([BLOCK_K], tl.int32)
+    k_lane_s = k_lane % 128
+
+    dq = tl.zeros([BLOCK_Q, 128], tl.float32)
+    scale_log2 = scale * LOG2E
+
+    # full tiles in order: nothing to mask
+    for at in range(tl.load(full_starts + row), tl.load(full_starts + row + 1)):
+        k_first = tl.load(full_tiles + at)
+        k_t_first = k_first >> 12
+        k_s_first = k_first & 4095
+        keys = k_desc.load([batch, 0, k_t_first, k_s_first, 0]).reshape(BLOCK_K, 128)
+        values = v_desc.load([batch, 0, k_t_first, k_s_first, 0]).reshape(BLOCK_K, 128)
+        s = tl.dot(q, tl.trans(keys))
+        weights = tl.exp2(s * scale_log2 - lse[:, None])
+        dp = tl.dot(do, tl.trans(values))
+        ds = weights * (dp - delta[:, None])
+        dq = tl.dot(ds.to(keys.dtype), keys, dq)
+
+    # partial tiles in order
+    for at in range(tl.load(partial_starts + row), tl.load(partial_starts + row + 1)):
+        k_first = tl.load(partial_tiles + at)
+        k_t_first = k_first >> 12
+        k_s_first = k_first & 4095
+        k_t = k_t_first + k_lane_t
+        k_s = k_s_first + k_lane_s
+        keys = k_desc.load([batch, 0, k_t_first, k_s_first, 0]).reshape(BLOCK_K, 128)
+        values = v_desc.load([batch, 0, k_t_first, k_s_first, 0]).reshape(BLOCK_K, 128)
+        s = tl.dot(q, tl.trans(keys))
+        run0 = k_t == 0
+        pair0 = tl.load(table0 + tl.abs(k_t[None, :] - q_t[:, None]))
+        keep = (tl.abs(k_s[None, :] - q_s[:, None]) <= pair0) | run0[None, :]
+        s = tl.where(keep, s, float("-inf"))
+        weights = tl.exp2(s * scale_log2 - lse[:, None])
+        dp = tl.dot(do, tl.trans(values))
+        ds = weights * (dp - delta[:, None])
+        ds = tl.where(keep, ds, 0.0)
+        dq = tl.dot(ds.to(keys.dtype), keys, dq)
+
+    dq = (dq * scale).to(dq_desc.dtype).reshape(1, 1, 1, 64, 128)
+    dq_desc.store([batch, 0, q_t_first, q_s_first, 0], dq)
+
+
+def boxes(x, extents, box):
+    """A descriptor of x, (batch, heads, tokens, dim), whose tokens fill `extents` row by row."""
+    batch, heads, _, dim = x.shape
+    steps = [x.stride(2) * math.prod(extents[i + 1 :]) for i in range(len(extents))]
+    shape, strides = (batch, heads, *extents, dim), (x.stride(0), x.stride(1), *steps, 1)
+    return TensorDescriptor(x, [*shape], [*strides], [1, 1, *box])
+
+
+def gradients(q, k, v, out, do, lse, grad_lse, scale, walk, inputs):
+    """Of attention by q, given those by its output, `do`, and by its log-sum-exp, `grad_lse`.
+
+    q, k, v, out, do: (batch, heads, tokens, dim) aligned to 16 bytes. lse, grad_lse:
+    float32 (batch, heads, queries). walk: int tensors by name. inputs: the
+    pattern's, by name.
+    Gives dq like q; delta, float32 (batch, heads, queries), the sum of do * out over each row, less
+    grad_lse; and gradients of inputs by name, float32.
+    """
+    batch = q.shape[0]
+    dq, delta = torch.empty_like(q), torch.empty_like(lse)
+    grads = {}
+
+    if batch == 0:
+        return dq, delta, grads
+    radial_dq[(batch * HEADS.value * ROWS.value,)](
+        boxes(q, (30, 3840), (1, 64, 128)), boxes(k, (30, 3840), (1, 128, 128)),
+        boxes(v, (30, 3840), (1, 128, 128)), boxes(out, (30, 3840), (1, 64, 128)),
+        boxes(do, (30, 3840), (1, 64, 128)), boxes(dq, (30, 3840), (1, 64, 128)), lse, grad_lse,
+        delta, scale, walk["full_starts"], walk["full_tiles"], walk["partial_starts"],
+        walk["partial_tiles"], walk["table0"], **OPTIONS,
+    )  # fmt: skip
+    return dq, delta, grads
