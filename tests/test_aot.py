@@ -10,7 +10,7 @@ from kernels import CASES, RANDOM, Case, random_plan
 
 import maskdsl
 from maskdsl import CompileError
-from maskdsl.codegen import GradientEmission, Emitted, Spec, emit
+from maskdsl.codegen import Emitted, GradientEmission, Spec, emit
 from maskdsl.codegen.spec import SHARED
 from maskdsl.runtime.compile import Kernel
 from maskdsl.runtime.resources import Resources, resources, resources_many

@@ -141,7 +141,9 @@ def visited(visits: Visits, grid: Grid, row: int) -> list[int]:
         else:
             firsts += [[*outer, x] for x in range(*map(int, entry[-2:]), grid.tile.span[-1])]
     places = [places_of(grid, a) + start for a, start in enumerate(grid.starts)]
-    index = [[int(np.flatnonzero(p == x)[0]) for p, x in zip(places, f, strict=True)] for f in firsts]
+    index = [
+        [int(np.flatnonzero(p == x)[0]) for p, x in zip(places, f, strict=True)] for f in firsts
+    ]
     return [int(np.ravel_multi_index(i, grid.shape)) for i in index]
 
 
@@ -172,11 +174,9 @@ def test_closed_walks_visit_what_the_plan_visits(name: str, tiles: tuple[int, in
             names = {"tile": tile, "tl": Numbers}
             for s in closed.statements:
                 names[s.name] = eval(s.text, names)
-            first, full_first, full_last, last = (
-                int(eval(closed.ends[x], names)) for x in ("first", "full_first", "full_last", "last")
-            )
-            found = dict.fromkeys(range(first, last), "partial")
-            found |= dict.fromkeys(range(full_first, full_last), "full")
+            ends = {x: int(eval(text, names)) for x, text in closed.ends.items()}
+            found = dict.fromkeys(range(ends["first"], ends["last"]), "partial")
+            found |= dict.fromkeys(range(ends["full_first"], ends["full_last"]), "full")
             pairs = ((tile, i) if home == "q" else (i, tile) for i in range(other.count))
             for i, (q, k) in enumerate(pairs):
                 kind = plan.kind(0, q, k)

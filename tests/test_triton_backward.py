@@ -227,8 +227,10 @@ def test_gradients_of_inputs(name: str) -> None:
         assert all(g.isfinite().all() for g in run.kernels(q, k, v, {"x": x}))
         return
     run.check(*tensors(mask, batch=2), {"x": x})
-    (module,) = run.attention._kernels.values()
-    assert ("atomic" in module.source) == (name not in ("by_head", "by_heads", "by_batch"))
+    modules = run.attention._kernels.values()
+    assert any("atomic" in m.source for m in modules) == (
+        name not in ("by_head", "by_heads", "by_batch")
+    )
 
 
 def test_only_kept_pairs_reach_inputs() -> None:

@@ -142,7 +142,7 @@ def token(parts: list[str], grid: Grid, type_: str = "", offset: int = 0) -> str
 
 
 def first_token(parts: list[str], grid: Grid, offset: int) -> str:
-    """The flattened position of first coordinates, any of which may be plain numbers, in 64 bits."""
+    """The flattened position of first coordinates, some perhaps plain numbers, in 64 bits."""
     return f"tl.cast({token(parts, grid, offset=offset)}, tl.int64)"
 
 

@@ -54,7 +54,8 @@ class Closed:
                 f"for at in range({first}, {last} - ({many})):",
                 f"    {name} = (at + tl.where(at < {full_first}, 0, {many})) * {span}",
             ]
-            found.append(("partial", ("partial tiles, before and after the full ones", lines, False)))
+            comment = "partial tiles, before and after the full ones"
+            found.append(("partial", (comment, lines, False)))
         elif self.left or self.right:
             ends = (first, last)
             if self.full:
@@ -80,11 +81,13 @@ def closed_walk(plan: Plan, home: str) -> Closed | None:
     leaves = {("tile", axis.query): tiles} if axis.query else {}
     for whole in (other.count, other.extents[0] // other.tile.size[0]):
         # tiles that cross the edge are never full to a kernel
-        ends = dict(zip(_ENDS, (band.first, band.full_first, band.full_last, band.last), strict=True))
+        ends = dict(
+            zip(_ENDS, (band.first, band.full_first, band.full_last, band.last), strict=True)
+        )
         if whole < other.count:
             ends["full_last"] = _least(ends["full_last"], whole)
             ends["full_first"] = _least(ends["full_first"], whole)
-        values = evaluate_all(list(ends.values()), leaves, {})
+        values = evaluate_all(tuple(ends.values()), leaves, {})
         spread = [np.broadcast_to(np.asarray(v), tiles.shape) for v in values]
         if _same(spread, row, first, count, full):
             return _printed(ends, axis.query, spread)

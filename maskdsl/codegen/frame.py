@@ -7,10 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maskdsl.codegen.arguments import arguments_of
-from maskdsl.codegen.boxes import Axis, all_of, axes_of, coordinate_name, first_token, lane_span, lane_token, token
+from maskdsl.codegen.boxes import (
+    Axis,
+    all_of,
+    axes_of,
+    coordinate_name,
+    first_token,
+    lane_span,
+    lane_token,
+    token,
+)
 from maskdsl.codegen.closed import closed_walk, without_tables
 from maskdsl.codegen.descriptors import Boxes, boxes_of
-from maskdsl.codegen.expressions import Printed, Statement, print_roots
+from maskdsl.codegen.expressions import Statement, print_roots
 from maskdsl.codegen.implied import outside_is_left_out
 from maskdsl.codegen.input_gradients import Added, Read, added, arguments_for
 from maskdsl.codegen.loops import Loop, Table, Walked, loop_of, opening_of, unpacked
@@ -19,7 +28,7 @@ from maskdsl.codegen.operands import Dim, Operand, mask_of
 from maskdsl.codegen.sides import Stage, by_sides
 from maskdsl.codegen.spec import Spec, padded
 from maskdsl.codegen.text import PRODUCT
-from maskdsl.codegen.walk import Walk, make_walk
+from maskdsl.codegen.walk import make_walk
 from maskdsl.ir.logic import TRUE
 from maskdsl.ir.nodes import Node, depends_on
 from maskdsl.ir.program import Segment
@@ -174,7 +183,7 @@ class Frame:
         self.row = "member_row" if self.shared and self.walk.classes > 1 else "row"
         self.segment = self.segments_of(home)[number]
         self.names = tuple(n for n, _ in self.segment.axes)
-        self.own_sizes = {(home, n): size for n, size in self.segment.axes}
+        self.own_sizes = {(home, n): size or 0 for n, size in self.segment.axes}
         self.grid = (plan.q_grids if home == "q" else plan.kv_grids)[number]
         self.home_block = self.block_name(home, number)
         self.closed = closed_walk(plan, home)

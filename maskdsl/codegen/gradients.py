@@ -16,8 +16,9 @@ from maskdsl.ir.differentiate import ONE, ZERO, derivative
 from maskdsl.ir.nodes import Node, postorder
 from maskdsl.planner import Plan
 
-# home side, tensors held, walked, stored, all of them, and per query
-_KERNELS = {
+# home side; tensors held, walked, stored, all of them; those per query
+_Kernel = tuple[str, list[str], list[str], list[str], list[str], list[str]]
+_KERNELS: dict[str, _Kernel] = {
     "dq": (
         "q", ["q", "do", "out"], ["k", "v"], ["dq"], ["q", "k", "v", "out", "do", "dq"],
         ["lse", "grad_lse", "delta"],
@@ -41,7 +42,7 @@ class GradientEmission(Module):
         self.template = f"{kernel}.py.j2"
         self.kernel = f"{self.name}_{kernel}"
         self.direction = kernel
-        home, *what = _KERNELS[kernel]
+        home, held, walked, stored, tensors, per_query = _KERNELS[kernel]
         program = plan.program
         own, other = program.queries, program.keys
         if home == "k":
@@ -58,7 +59,8 @@ class GradientEmission(Module):
             ]
             frame = Frame(plan, spec, self.lowered, home, number, roots, numbers)
             self.frames.append(frame)
-            contexts.append(frame.context(self.kernel + frame.suffix, *what, mine))
+            name = self.kernel + frame.suffix
+            contexts.append(frame.context(name, held, walked, stored, tensors, per_query, mine))
         self.context = {
             **self.shared_context(contexts),
             "title": f"{_TITLES[kernel]} for the pattern `{plan.name}`, emitted by MaskDSL.",

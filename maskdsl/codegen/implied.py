@@ -47,9 +47,7 @@ def outside_is_left_out(
 def _possible(keep: Node, ranges: Mapping[tuple[str, str], tuple[int, int]]) -> bool:
     """Whether `keep` may hold anywhere with coordinates in these ranges, extents or not."""
     coordinates = {
-        n: make("coord", (), *ranges[n.value], n.value)
-        for n in postorder(keep)
-        if n.op == "coord"
+        n: make("coord", (), *ranges[n.value], n.value) for n in postorder(keep) if n.op == "coord"
     }
     there = substitute(keep, coordinates)
     leaves = {

@@ -19,7 +19,34 @@ def render(template: str, context: Mapping[str, Any]) -> str:
     text = _environment().get_template(template).render(e=context)
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
     text = re.sub(r"\n{3,}(?=[ \t])", "\n\n", text)
+    blocks = re.split(r"(?<=\n)\n\n+(?=@triton)|(?<=\n)\n\n+(?=def )", text)
+    blocks = [_without_unused(b) if b.startswith("@triton.jit") else b for b in blocks]
+    text = "\n\n\n".join(blocks)
     return re.sub(r"\n{3,}", "\n\n\n", text).strip("\n") + "\n"
+
+
+_ASSIGNMENT = re.compile(r"^ +(\w+) = .*[^(\[,\n]\n")
+
+
+def _read(name: str, text: str) -> bool:
+    """Whether a name stands anywhere but on the left of an assignment or in a comment."""
+    text = re.sub(r"#.*", "", text)
+    uses = re.findall(rf"^(.*\b{name}\b.*)$", text, re.M)
+    return any(re.search(rf"\b{name}\b", re.sub(rf"^ +{name} = ", "", use)) for use in uses)
+
+
+def _without_unused(kernel: str) -> str:
+    """A function's text without assignments to names that it does not read."""
+    while True:
+        kept = [
+            line
+            for line in kernel.splitlines(keepends=True)
+            if not (found := _ASSIGNMENT.match(line)) or _read(found[1], kernel)
+        ]
+        shorter = "".join(kept)
+        if shorter == kernel:
+            return kernel
+        kernel = shorter
 
 
 def digest(context: Mapping[str, Any]) -> str:

@@ -119,5 +119,3 @@ def places_of(grid: Grid, axis: int) -> np.ndarray:
 
 def _starts(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-
-

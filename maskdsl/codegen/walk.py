@@ -92,19 +92,18 @@ def make_walk(plan: Plan, home: str = "q", segment: int = 0) -> Walk:
     if home == "k":
         segments, others = others, segments
     tiles = own[segment].count
-    lengths, found = [], []
+    lengths: list[np.ndarray] = []
+    found = []
     for alike in plan.head_classes:
         runs = [
             runs_of(alike, home, segment, away, (own[segment], grid))
             for away, grid in enumerate(other)
         ]
         found.append(runs)
-        lengths.append(
-            sum(
-                np.bincount(row, count * np.where(full, 1.0, PARTIAL_COST), minlength=tiles)
-                for row, _, count, full in runs
-            )
-        )
+        cost = np.zeros(tiles)
+        for row, _, count, full in runs:
+            cost += np.bincount(row, count * np.where(full, 1.0, PARTIAL_COST), minlength=tiles)
+        lengths.append(cost)
     if home == "k" and program.heads > program.kv_heads:
         # a program sums over all query heads of a key head, whose classes may differ
         weights = [len(c.heads) for c in plan.head_classes]
@@ -140,7 +139,7 @@ def make_walk(plan: Plan, home: str = "q", segment: int = 0) -> Walk:
 
 
 def _longest_first(cost: np.ndarray) -> np.ndarray:
-    """Indices by falling cost; the last ones first where that is as good, for they need no table."""
+    """Indices by falling cost; simply backwards where that is as good, for it needs no table."""
     backwards = cost[::-1]
     if bool(np.all(np.diff(backwards) <= 0)):
         return np.arange(len(cost))[::-1]

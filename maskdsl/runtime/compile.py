@@ -123,9 +123,7 @@ class Kernel:
             return plan
         most = self._spec.lanes(direction)
         grids = (plan.q_grids, plan.kv_grids)
-        tiles = [
-            tuple(smaller(g.tile, n) for g in own) for own, n in zip(grids, most, strict=True)
-        ]
+        tiles = [tuple(smaller(g.tile, n) for g in own) for own, n in zip(grids, most, strict=True)]
         if tiles == [tuple(g.tile for g in own) for own in grids]:
             return plan
         if direction not in self._plans:

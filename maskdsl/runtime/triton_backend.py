@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from maskdsl.codegen import GradientEmission, Emission, Spec
+from maskdsl.codegen import Emission, GradientEmission, Spec
 from maskdsl.errors import CompileError
 from maskdsl.planner import Plan
 from maskdsl.runtime.cache import load_source

@@ -61,8 +61,6 @@ def natten_forward(
     heads_here = tl.minimum(heads_at_once, batch_heads - first_head)
     row = (program - first_head * ROWS) // heads_here
     batch_head = first_head + (program - first_head * ROWS) % heads_here
-    batch = batch_head // HEADS
-    head = batch_head % HEADS
     tile = tl.load(rows + row)
 
     # the queries of this tile

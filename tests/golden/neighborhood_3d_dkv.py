@@ -50,8 +50,6 @@ def natten_dkv(
     heads_here = tl.minimum(heads_at_once, batch_heads - first_head)
     row = (program - first_head * COLUMNS) // heads_here
     batch_head = first_head + (program - first_head * COLUMNS) % heads_here
-    batch = batch_head // HEADS
-    head = batch_head % HEADS
     tile = tl.load(key_rows + row)
 
     # the keys of this tile
@@ -62,7 +60,6 @@ def natten_dkv(
     k_t = k_t_first + k_lane // 64
     k_h = k_h_first + k_lane // 8 % 8
     k_w = k_w_first + k_lane % 8
-    k_inside = k_w < 81
     keys = k_desc.load([batch_head, k_t_first, k_h_first, k_w_first, 0]).reshape(BLOCK_K, 128)
     values = v_desc.load([batch_head, k_t_first, k_h_first, k_w_first, 0]).reshape(BLOCK_K, 128)
 

@@ -48,8 +48,6 @@ def natten_dq(
     program = tl.program_id(0)
     row = program % ROWS
     batch_head = program // ROWS
-    batch = batch_head // HEADS
-    head = batch_head % HEADS
     tile = row
 
     # the queries of this tile
