@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from maskdsl.codegen.expressions import Statement, print_roots
-from maskdsl.codegen.visits import Packing, Visits
-from maskdsl.codegen.walk import Walk, runs_of
+from maskdsl.codegen.walk import runs_of
 from maskdsl.ir import integers
 from maskdsl.ir.evaluate import evaluate_all
 from maskdsl.ir.integers import integer
@@ -171,15 +170,4 @@ def _printed(ends: dict[str, Node], axis: str | None, values: list[np.ndarray]) 
         left=bool((low < full_low).any()),
         full=bool((full_low < full_high).any()),
         right=bool((full_high < high).any()),
-    )
-
-
-def without_tables(walk: Walk) -> Walk:
-    """The walk whose visits the kernel works out itself."""
-    return walk.without_tables(
-        0,
-        {
-            kind: Visits("closed" if v.mode != "none" else "none", None, None, v.tiles, Packing(()))
-            for kind, v in walk.visits[0].items()
-        },
     )

@@ -67,6 +67,11 @@ class Module:
         return any(b.merged for b in boxes) if boxes else None
 
     @property
+    def asks_inputs(self) -> bool:
+        """Whether a call's inputs decide what is visited."""
+        return any(f.by_inputs is not None for f in self.frames)
+
+    @property
     def kernels(self) -> list[str]:
         """Names of the kernels."""
         return [f.kernel for f in self.frames]

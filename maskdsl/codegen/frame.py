@@ -17,12 +17,13 @@ from maskdsl.codegen.boxes import (
     lane_token,
     token,
 )
-from maskdsl.codegen.closed import closed_walk, without_tables
+from maskdsl.codegen.closed import closed_walk
 from maskdsl.codegen.descriptors import Boxes, boxes_of
 from maskdsl.codegen.expressions import Statement, print_roots
 from maskdsl.codegen.implied import outside_is_left_out
 from maskdsl.codegen.input_gradients import Added, Read, added, arguments_for
-from maskdsl.codegen.loops import Loop, Table, Walked, loop_of, opening_of, unpacked
+from maskdsl.codegen.input_walk import InputWalk, asks_inputs
+from maskdsl.codegen.loops import Loop, Table, Walked, loop_of, opening_of
 from maskdsl.codegen.lowered import Lowered
 from maskdsl.codegen.operands import Dim, Operand, mask_of
 from maskdsl.codegen.sides import Stage, by_sides
@@ -123,9 +124,10 @@ class Away:
 
     def _openings(self) -> list[tuple[str, tuple[str, list[str], bool]]]:
         frame = self.frame
-        closed = frame.closed
-        if closed is not None:
-            return closed.openings(self.axes[0].first_name, self.grid.tile.span[0])
+        if frame.closed is not None:
+            return frame.closed.openings(self.axes[0].first_name, self.grid.tile.span[0])
+        if frame.by_inputs is not None:
+            return frame.by_inputs.openings([a.first_name for a in self.axes])
         found = []
         for kind, visits in frame.walk.visits[self.number].items():
             if visits.mode == "none":
@@ -137,11 +139,6 @@ class Away:
                 frame.row,
             )
             comment, lines, early = opening_of(kind, visits, table, self.axes, self.grid)
-            if visits.mode == "list":
-                names = [a.first_name for a in self.axes]
-                source = f"tl.load({table.entries} + at)"
-                inner = unpacked(visits, names, source, f"{self.side}_first")
-                lines = [*lines, *(f"    {x}" for x in inner)]
             found.append((kind, (f"{comment}{self._of_segment}", lines, early)))
         return found
 
@@ -186,9 +183,14 @@ class Frame:
         self.own_sizes = {(home, n): size or 0 for n, size in self.segment.axes}
         self.grid = (plan.q_grids if home == "q" else plan.kv_grids)[number]
         self.home_block = self.block_name(home, number)
-        self.closed = closed_walk(plan, home)
-        if self.closed is not None:
-            self.walk = without_tables(self.walk)
+        self.by_inputs: InputWalk | None = None
+        if asks_inputs(plan):
+            others = plan.kv_grid_ if home == "q" else plan.q_grid_
+            self.by_inputs = InputWalk(home, self.rows_name, self.walk.classes, others)
+        self.closed = None if self.by_inputs else closed_walk(plan, home)
+        if self.closed is not None or self.by_inputs is not None:
+            mode = "closed" if self.closed is not None else "inputs"
+            self.walk = self.walk.without_tables(mode)
         same = spec.value_dim == spec.head_dim
         self.head = Dim(spec.head_dim, padded(spec.head_dim), "dims")
         self.value = Dim(spec.value_dim, padded(spec.value_dim), "dims" if same else "value_dims")
@@ -252,6 +254,8 @@ class Frame:
         arguments = arguments_of(
             self.spec.dtype, operands, per_query, batch_heads, self.walk, self.arrays, texts
         )
+        if self.by_inputs is not None:
+            arguments += self.by_inputs.arguments()
         arguments += arguments_for(adds)
         scored = any(x is not None for row in self.lowered.scores for x in row)
         return {

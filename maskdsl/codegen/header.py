@@ -55,6 +55,7 @@ def _walked(walks: Sequence[Walk]) -> str:
 
 
 _HOW = {
+    "inputs": "as the inputs decide at a call",
     "closed": "worked out from the tile's number",
     "run": "in one run a row",
     "runs": "run by run",

@@ -150,13 +150,14 @@ def opening_of(
     starts, entries, row = table.starts, table.entries, table.row
     spread = f"tl.load({starts} + {row}), tl.load({starts} + {row} + 1)"
     if visits.mode == "list":
-        return comment, [f"for at in range({spread}):"], False
+        inner = visits.packing.lines(names, f"tl.load({entries} + at)", f"{axes[0].name[0]}_first")
+        return comment, [f"for at in range({spread}):", *(f"    {x}" for x in inner)], False
     width = visits.width
     at = row if visits.mode == "run" else "run"
     place = [f"{entries} + {width} * {at}" + (f" + {i}" if i else "") for i in range(width)]
     lines = []
     if width == 3:
-        lines = unpacked(visits, names, f"tl.load({place[0]})", "run_first")
+        lines = visits.packing.lines(names, f"tl.load({place[0]})", "run_first")
     low, high = (f"tl.load({x})" for x in place[-2:])
     if len(low) + len(high) > 56:
         lines += [f"run_low = {low}", f"run_high = {high}"]
@@ -165,16 +166,6 @@ def opening_of(
     if visits.mode == "run":
         return comment, lines, True
     return comment, [f"for run in range({spread}):", *(f"    {x}" for x in lines)], True
-
-
-def unpacked(visits: Visits, names: Sequence[str], source: str, name: str) -> list[str]:
-    """Lines that set the first coordinates from a packed int."""
-    fields = visits.packing.texts(name)
-    if len(fields) == 1 and fields[0].count(name) == 1:
-        text = visits.packing.texts(source)[0]
-        return [f"{names[0]} = {text}"]
-    texts = [f"{n} = {text}" for n, text in zip(names, fields, strict=False)]
-    return [f"{name} = {source}", *texts]
 
 
 _HOW = {"run": ", one run", "runs": ", run by run", "list": " in order"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,15 @@ class Packing:
                 text = f"{text} + {start}" if start > 0 else f"{text} - {-start}"
             found.append(text)
         return found
+
+
+    def lines(self, names: Sequence[str], source: str, name: str) -> list[str]:
+        """Lines that set the first coordinates from a packed int, the text `source`."""
+        fields = self.texts(name)
+        if len(fields) == 1 and fields[0].count(name) == 1:
+            return [f"{names[0]} = {self.texts(source)[0]}"]
+        texts = [f"{n} = {text}" for n, text in zip(names, fields, strict=False)]
+        return [f"{name} = {source}", *texts]
 
 
 @dataclass(frozen=True)

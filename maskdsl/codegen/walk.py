@@ -9,12 +9,12 @@ walked with the partial ones, so that the loop over full tiles needs neither mas
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from maskdsl.codegen.visits import Visits, places_of, visits_in
+from maskdsl.codegen.visits import Packing, Visits, places_of, visits_in
 from maskdsl.planner import Grid, HeadClass, Plan
 from maskdsl.planner.rows import Placed, unfold
 from maskdsl.planner.transpose import transposed
@@ -71,14 +71,19 @@ class Walk:
                     found[self.table(f"{kind}_{what}", away)] = visits.entries.reshape(-1)
         return found
 
-    def without_tables(self, away: int, kinds: dict[str, Visits]) -> Walk:
-        """The same walk where the kernel itself works out what it visits of one segment."""
-        visits = list(self.visits)
-        visits[away] = kinds
-        return Walk(
-            self.home, self.segment, self.prefix, self.rows, self.head_class, self.classes,
-            self.names, tuple(visits), self.even,
-        )  # fmt: skip
+    def without_tables(self, mode: str) -> Walk:
+        """The same walk where a kernel needs no tables of what it visits, but works it out
+        ("closed") or is told at the call ("inputs").
+        """
+        none = Packing(())
+        visits = tuple(
+            {
+                kind: Visits(mode if v.tiles or mode == "inputs" else "none", None, None, v.tiles, none)
+                for kind, v in kinds.items()
+            }
+            for kinds in self.visits
+        )
+        return replace(self, visits=visits)
 
 
 def make_walk(plan: Plan, home: str = "q", segment: int = 0) -> Walk:
@@ -211,6 +216,17 @@ def cut(
         np.concatenate([count[kept], lengths]),
         np.concatenate([full[kept], whole[heads]]),
     )
+
+
+def crossing(grid: Grid) -> np.ndarray:
+    """Which tiles have lanes that hold no token, or tokens of both ends of an axis: bool (tiles,).
+    """
+    found = np.zeros(grid.shape, dtype=bool)
+    for axis in range(len(grid.shape)):
+        shape = [1] * len(grid.shape)
+        shape[axis] = -1
+        found |= _crossing(grid, axis).reshape(shape)
+    return found.reshape(-1)
 
 
 def _crossing(grid: Grid, axis: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from maskdsl.codegen import Emission, GradientEmission, Spec
 from maskdsl.errors import CompileError
 from maskdsl.planner import Plan
 from maskdsl.runtime.cache import load_source
+from maskdsl.runtime.input_lists import InputLists
 
 MAX_PROGRAMS = 2**31 - 1
 LEAST_SCALE = 1e-30  # a scale this large may multiply minus infinity
@@ -36,13 +37,18 @@ class _Loaded:
         self._module: Any = load_source(self.key, lambda: self.source)
         self._tables = {name: torch.from_numpy(x) for name, x in emission.tables.items()}
         self._on_device: dict[torch.device, dict[str, torch.Tensor]] = {}
+        home = "k" if emission.direction == "dkv" else "q"
+        self._lists = InputLists(emission.plan, home) if emission.asks_inputs else None
 
-    def _tables_on(self, device: torch.device) -> dict[str, torch.Tensor]:
-        found = self._on_device.get(device)
+    def _walk(self, q: torch.Tensor, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """The tables of a call, on q's device."""
+        found = self._on_device.get(q.device)
         if found is None:
-            found = {name: x.to(device) for name, x in self._tables.items()}
-            self._on_device[device] = found
-        return found
+            found = {name: x.to(q.device) for name, x in self._tables.items()}
+            self._on_device[q.device] = found
+        if self._lists is None:
+            return found
+        return found | self._lists(inputs, q.shape[0], q.device)
 
 
 class TritonForward(_Loaded):
@@ -78,8 +84,8 @@ class TritonForward(_Loaded):
         self._check(q)
         if self._merged is not None and not all(described(x, self._merged) for x in (q, k, v)):
             return self.by_pointers(q, k, v, inputs, return_lse)
-        walk = self._tables_on(q.device)
         with _launching(q.device):
+            walk = self._walk(q, inputs)
             out, lse = self._module.forward(q, k, v, self.scale, walk, signed(inputs))
         return out, lse if return_lse else None
 
@@ -134,8 +140,8 @@ class TritonGradient(_Loaded):
             raise CompileError(f"a launch has at most {MAX_PROGRAMS} tiles over batch and heads")
         if self._merged is not None and not all(described(x, self._merged) for x in tensors):
             return self.by_pointers(tensors, *others, inputs=inputs)
-        walk = self._tables_on(q.device)
         with _launching(q.device):
+            walk = self._walk(q, inputs)
             found: Gradients = self._module.gradients(
                 *tensors, *others, self.scale, walk, signed(inputs)
             )
