@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from kernels import CASES, RADIAL, Case
+from kernels import CASES
 
 import maskdsl
 from maskdsl import CompileError, Tile
@@ -26,19 +27,26 @@ from maskdsl.ir.program import Program
 from maskdsl.planner import Grid
 
 GOLDEN = Path(__file__).parent / "golden"
-GOLDENS = {
-    "causal": Case(
-        "pattern causal\nover (n)\nkeep causal(n)\n",
-        {"n": 16384, "heads": 32, "kv_heads": 8}, (128,), (128,), 64, 64,
+# patterns of the library, with the tiles that the layout search takes for them on sm_90
+GOLDENS: dict[str, tuple[int, dict[str, Any]]] = {
+    "causal": (64, {"n": 16384, "heads": 32, "kv_heads": 8}),
+    "streaming": (128, {"n": 131072, "sinks": 4, "window": 1020, "heads": 16}),
+    "natten3d": (
+        128,
+        {
+            "t": 30, "y": 48, "x": 81, "window": [6, 8, 8], "stride": [1, 1, 1],
+            "dilation": [1, 1, 1], "causal": [False] * 3, "heads": 24,
+        },
     ),
-    "neighborhood_3d": Case(
-        "# Each token sees the 6 x 8 x 8 tokens around it.\npattern natten(window: int[3])\n"
-        "over (t, h, w)\nkeep neighborhood(t, window[0])\n     and neighborhood(h, window[1])\n"
-        "     and neighborhood(w, window[2])\n",
-        {"t": 30, "h": 48, "w": 81, "heads": 24, "window": [6, 8, 8]},
-        (2, 8, 8), (2, 8, 8), 128, 128,
+    "sliding_tile": (
+        128, {"t": 30, "y": 48, "x": 80, "tile": [6, 8, 8], "window": [[3, 3, 3]] * 24, "heads": 24}
     ),
-    "radial": Case(RADIAL, {"t": 30, "s": 3840, "decay": 0.95}, (1, 128), (1, 128), 128, 128),
+    "radial": (128, {"t": 30, "s": 3840, "decay": 0.95}),
+    "dilated": (128, {"n": 32768, "window": 2048, "dilation": 4, "heads": 16}),
+    "strided": (128, {"n": 16384, "stride": 128, "heads": 16}),
+    "swin": (32, {"y": 256, "x": 256, "window": [8, 8], "shift": [4, 4], "heads": 4}),
+    "documents": (128, {"n": 65536, "heads": 16}),
+    "alibi": (128, {"n": 16384, "heads": 16}),
 }  # fmt: skip
 
 
@@ -250,24 +258,21 @@ def test_patterns_cannot_write_code() -> None:
 
 
 def test_full_loops_hold_no_mask_and_proved_kernels_no_bounds() -> None:
-    source = emit(GOLDENS["causal"].plan(), GOLDENS["causal"].spec()).source
+    source = emit(CASES["causal_divisible"].plan(), CASES["causal_divisible"].spec()).source
     full = source[source.index("# full tiles") : source.index("# partial tiles")]
     assert "mask" not in full.replace("nothing to mask", "")
     assert "tl.where" not in full
     assert "mask=" not in source
 
 
-@pytest.mark.parametrize("kernel", ["forward", "dq", "dkv"])
 @pytest.mark.parametrize("name", GOLDENS)
-def test_golden(name: str, kernel: str, request: pytest.FixtureRequest) -> None:
-    case = GOLDENS[name]
-    compiled = maskdsl.compile(
-        case.mask(), case.head_dim, torch.bfloat16, backend="triton", target="sm_90",
-        q_tile=case.q_tile, kv_tile=case.kv_tile,
-    )  # fmt: skip
-    source = compiled.sources[kernel]
-    check_golden(f"{name}_{kernel}" if kernel != "forward" else name, source, request)
-    assert len(source.splitlines()) < 200
+def test_golden(name: str, request: pytest.FixtureRequest) -> None:
+    dim, bound = GOLDENS[name]
+    mask = maskdsl.load(f"std/{name}").bind(**bound)
+    kernel = maskdsl.compile(mask, dim, torch.bfloat16, backend="triton", target="sm_90")
+    for direction, source in kernel.sources.items():
+        check_golden(f"{name}_{direction}", source, request)
+        assert len(source.splitlines()) < 200
 
 
 def check_golden(name: str, source: str, request: pytest.FixtureRequest) -> None:

@@ -15,15 +15,21 @@ from maskdsl.runtime.triton_backend import TritonForward
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
-def forward(case: Case, scale: float | None = None) -> TritonForward:
-    return TritonForward(case.plan(), case.spec(), case.head_dim**-0.5 if scale is None else scale)
+LOADS = {"descriptors": "sm_90", "pointers": "sm_80"}
 
 
+def forward(case: Case, scale: float | None = None, target: str = "sm_90") -> TritonForward:
+    scale = case.head_dim**-0.5 if scale is None else scale
+    return TritonForward(case.plan(), case.spec(target), scale)
+
+
+@pytest.mark.parametrize("loads", LOADS)
 @pytest.mark.parametrize("name", CASES)
-def test_values(name: str) -> None:
+def test_values(name: str, loads: str) -> None:
     case = CASES[name]
     q, k, v, inputs = case.tensors()
-    run = forward(case)
+    run = forward(case, target=LOADS[loads])
+    assert "_desc.load" in run.source or loads == "pointers" or name in WITHOUT_BOXES
     out, lse = run(q, k, v, inputs, return_lse=True)
     assert lse is not None
     want, want_lse = dense_attention(case.mask(), q, k, v, run.scale, **inputs)
@@ -34,13 +40,18 @@ def test_values(name: str) -> None:
     torch.testing.assert_close(lse.double(), want_lse, atol=1e-5, rtol=1e-5)
 
 
+# four axes are more than a descriptor has
+WITHOUT_BOXES = ("four_axes",)
+
+
+@pytest.mark.parametrize("loads", LOADS)
 @pytest.mark.parametrize("name", CASES)
-def test_exactly_the_right_keys(name: str) -> None:
+def test_exactly_the_right_keys(name: str, loads: str) -> None:
     """What a query may not see carries huge finite values and changes nothing, to the last bit."""
     case = CASES[name]
     mask = case.mask()
     q, k, v, inputs = case.tensors()
-    run = forward(case)
+    run = forward(case, target=LOADS[loads])
     out, _ = run(q, k, v, inputs)
     group = q.shape[1] // k.shape[1]
     huge = 3e4 if case.dtype == torch.float16 else 3e37
@@ -66,6 +77,64 @@ def test_tiles_that_are_not_visited_are_not_loaded() -> None:
     assert not out[:, :, :16].isnan().any()
 
 
+def test_tiles_that_inputs_leave_out_are_not_loaded() -> None:
+    """Full tiles, partial ones and those past the ragged end, of batch entries that differ."""
+    mask = maskdsl.load("std/documents").bind(n=203, heads=2)
+    run = TritonForward(mask.plan(32, 16), Spec(16, 16, "float32"), 0.25)
+    starts = torch.tensor([[0, 64, 150], [0, 33, 40]])
+    doc = torch.searchsorted(starts, torch.arange(203).expand(2, -1).contiguous(), right=True)
+    q, k, v = (torch.randn(2, 2, 203, 16) for _ in range(3))
+    want, _ = dense_attention(mask, q, k, v, 0.25, doc=doc)
+    torch.testing.assert_close(run(q, k, v, {"doc": doc})[0].double(), want, atol=1e-5, rtol=1e-5)
+    k[0, :, :64], v[0, :, :64], k[1, :, :32], v[1, :, :32] = (torch.nan,) * 4
+    out, _ = run(q, k, v, {"doc": doc})
+    torch.testing.assert_close(out[0, :, 64:].double(), want[0, :, 64:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out[1, :, 64:].double(), want[1, :, 64:], atol=1e-5, rtol=1e-5)
+
+
+VIDEO_TEXT = """pattern video_text(window: int[3])
+over video(t, h, w) then text(n)
+keep video -> video: neighborhood(t, window[0]) and neighborhood(h, window[1])
+                     and neighborhood(w, window[2])
+keep any -> text, text -> any: true
+score video -> video: logit - 0.1 * abs(q.t - k.t)
+"""
+
+
+@pytest.mark.parametrize("loads", LOADS)
+def test_segments_share_one_softmax(loads: str) -> None:
+    bound = {"t": 3, "h": 5, "w": 8, "n": 21, "window": [2, 3, 4], "heads": 4, "kv_heads": 2}
+    mask = maskdsl.parse(VIDEO_TEXT).bind(**bound)
+    plan = mask.plan(((1, 4, 4), (16,)), ((1, 4, 8), (16,)))
+    run = TritonForward(plan, Spec(16, 32, "float32", LOADS[loads]), 0.25)
+    q, k, v = torch.randn(2, 4, 141, 16), torch.randn(2, 2, 141, 16), torch.randn(2, 2, 141, 32)
+    out, lse = run(q, k, v, {}, return_lse=True)
+    want, want_lse = dense_attention(mask, q, k, v, 0.25)
+    assert lse is not None
+    torch.testing.assert_close(out.double(), want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(lse.double(), want_lse, atol=1e-5, rtol=1e-5)
+
+
+def test_tensors_that_no_descriptor_sees() -> None:
+    """Strides of odd bytes, elements apart, batch and heads that are not one axis, zero strides."""
+    case = CASES["neighborhood_3d"]
+    mask = case.mask()
+    n = mask.shape[1]
+    run = TritonForward(case.plan(), case.spec(), 0.25)
+    shape = (2, 1, n, 16)
+    aligned = torch.randn(shape)
+    odd = torch.randn(2, 1, n, 19)[..., 1:17]
+    apart = torch.randn(2, 1, n, 32)[..., ::2]
+    heads_inside = torch.randn(2, n, 3, 16).transpose(1, 2)[:, 1:2]
+    expanded = torch.randn(1, 1, n, 16).expand(shape)
+    calls = ((odd, aligned, aligned), (aligned, apart, odd), (heads_inside, expanded, aligned))
+    for q, k, v in calls:
+        out, _ = run(q, k, v, {})
+        want, _ = dense_attention(mask, q, k, v, 0.25)
+        torch.testing.assert_close(out.double(), want, atol=1e-5, rtol=1e-5)
+    assert "by_pointers" in vars(run)
+
+
 @pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.parametrize("seed", RANDOM)
 def test_random_patterns_and_tiles(seed: int, odd: bool) -> None:
@@ -74,8 +143,9 @@ def test_random_patterns_and_tiles(seed: int, odd: bool) -> None:
     heads, queries, keys = mask.shape
     q, k = torch.zeros(1, heads, queries, 16), torch.randn(1, heads, keys, 16)
     v = torch.randint(0, 2, (keys, 16), generator=torch.Generator().manual_seed(seed)).float()
-    run = TritonForward(plan, Spec(16, 16, "float32"), 0.25)
-    out, lse = run(q, k, v.expand(1, heads, keys, 16), {}, return_lse=True)
+    target = LOADS["descriptors" if seed % 2 else "pointers"]
+    run = TritonForward(plan, Spec(16, 16, "float32", target), 0.25)
+    out, lse = run(q, k, v.repeat(1, heads, 1, 1), {}, return_lse=True)
     assert lse is not None
     for h in range(heads):
         keep = torch.from_numpy(mask.dense(head=h)).float()

@@ -96,10 +96,48 @@ def tensors(mask: maskdsl.Mask, batch: int = 1, seed: int = 0) -> tuple[torch.Te
     return tuple(torch.randint(-2, 3, (batch, *s, 16), generator=g).float() for s in shapes)
 
 
+@pytest.mark.parametrize("target", ["sm_90", "sm_80"])  # by descriptors, by pointers
 @pytest.mark.parametrize("name", CASES)
-def test_gradients(name: str) -> None:
+def test_gradients(name: str, target: str) -> None:
     case = CASES[name]
-    Run(case.plan(), case.spec(), case.head_dim**-0.5).check(*case.tensors())
+    Run(case.plan(), case.spec(target), case.head_dim**-0.5).check(*case.tensors())
+
+
+SEGMENTS = """pattern segments
+over image(h, w) then text(n)
+input slope[heads]: float
+input shift[n]: float
+keep image -> image: near(h, 2) and near(w, 2)
+keep text -> text: causal(n)
+keep any -> text: true
+score image -> image: logit - slope[head] * abs(q.h - k.h)
+score text -> text: logit + shift[k.n]
+"""
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_80"])
+def test_gradients_across_segments(target: str) -> None:
+    mask = maskdsl.parse(SEGMENTS).bind(h=6, w=9, n=21, heads=4, kv_heads=2)
+    plan = mask.plan(((4, 4), (16,)), ((4, 4), (16,)))
+    g = torch.Generator().manual_seed(3)
+    inputs = {"slope": torch.rand(4, generator=g), "shift": torch.rand(21, generator=g)}
+    Run(plan, Spec(16, 16, "float32", target)).check(*tensors(mask, batch=2), inputs)
+
+
+def test_gradients_of_tiles_that_inputs_decide() -> None:
+    """Documents that differ by batch entry: what no query sees may be NaN."""
+    mask = maskdsl.load("std/documents").bind(n=203, heads=4, kv_heads=2)
+    run = Run(mask.plan(32, 16), Spec(16, 16, "float32"))
+    starts = torch.tensor([[0, 64, 150], [0, 33, 40]])
+    doc = torch.searchsorted(starts, torch.arange(203).expand(2, -1).contiguous(), right=True)
+    q, k, v = tensors(mask, batch=2)
+    run.check(q, k, v, {"doc": doc})
+    dq, dk, dv = run.kernels(q, k, v, {"doc": doc})
+    k[0, :, :64], v[0, :, :64] = torch.nan, torch.nan
+    dq2, dk2, dv2 = run.kernels(q, k, v, {"doc": doc})
+    for x, y in ((dq, dq2), (dk, dk2), (dv, dv2)):
+        assert torch.equal(x[0, :, 64:], y[0, :, 64:])
+        assert torch.equal(x[1], y[1])
 
 
 @pytest.mark.parametrize("odd", [False, True])

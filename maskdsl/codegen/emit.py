@@ -114,7 +114,7 @@ class Module:
         same = spec.value_dim == spec.head_dim
         used = set().union(*(f.helpers for f in self.frames))
         return {
-            "pattern": comment_lines(plan.source),
+            "pattern": comment_lines(plan.source, plan.name),
             "constants": self._constants(),
             "direction": self.direction,
             "facts": facts(plan, spec, [f.walk for f in self.frames], settings),

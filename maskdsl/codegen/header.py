@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
+from itertools import groupby
 
 from maskdsl.codegen.spec import Spec
 from maskdsl.codegen.walk import Walk
 from maskdsl.ir.program import Segment
 from maskdsl.planner import Grid, Plan
+
+WIDTH = 94  # of the pattern's lines in a comment
 
 _PROOFS = {
     "divisible": "tiles divide the extents",
@@ -75,10 +79,47 @@ def _times(shape: tuple[int, ...]) -> str:
     return " x ".join(f"{n:,}" for n in shape)
 
 
-def comment_lines(text: str) -> list[str]:
-    """A pattern's text, fit for comments."""
+def comment_lines(text: str, name: str = "") -> list[str]:
+    """A pattern's text, fit for comments; of a text with several patterns, all but the others.
+
+    name: of the pattern.
+    """
     lines = re.split(r"\r\n|\r|\n", text.strip())
-    return [
+    lines = [
         "".join(c if c.isprintable() else "?" for c in x.replace("\t", "    ")).rstrip()
         for x in lines
     ]
+    found: list[str] = []
+    for part in _parts(lines):
+        other = next((m[1] for x in part if (m := re.match(r"pattern\s+(\w+)", x))), name)
+        if not name or other == name:
+            found += _wrapped(part)
+    return found if any(found) else lines
+
+
+def _parts(lines: list[str]) -> list[list[str]]:
+    """Lines with each pattern, and the comment before it, apart."""
+    parts: list[list[str]] = [[]]
+    comment: list[str] = []
+    for line in lines:
+        if line.startswith("#"):
+            comment.append(line)
+            continue
+        if re.match(r"(pattern|def)\b", line):
+            parts.append([])
+        parts[-1] += [*comment, line]
+        comment = []
+    parts[-1] += comment
+    return parts
+
+
+def _wrapped(lines: list[str]) -> list[str]:
+    """Lines, with the comments wrapped anew that have one too long."""
+    found: list[str] = []
+    for is_comment, group in groupby(lines, lambda x: x.startswith("# ")):
+        own = list(group)
+        if is_comment and max(map(len, own)) > WIDTH:
+            text = " ".join(x[2:] for x in own)
+            own = textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ")
+        found += own
+    return found

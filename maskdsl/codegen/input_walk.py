@@ -57,9 +57,10 @@ class InputWalk:
         full = ["for at in range(partial_count, partial_count + full_count):"]
         partial = ["for at in range(partial_count):"]
         body = [f"    {x}" for x in inner]
+        comment = "tiles, as the inputs decide"
         return [
-            ("full", ("full tiles, as the inputs decide: nothing to mask", [*lead, *full, *body], False)),
-            ("partial", ("partial tiles, as the inputs decide", [*partial, *body], False)),
+            ("full", (f"full {comment}: nothing to mask", [*lead, *full, *body], False)),
+            ("partial", (f"partial {comment}", [*partial, *body], False)),
         ]
 
     @property

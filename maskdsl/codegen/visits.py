@@ -58,7 +58,6 @@ class Packing:
             found.append(text)
         return found
 
-
     def lines(self, names: Sequence[str], source: str, name: str) -> list[str]:
         """Lines that set the first coordinates from a packed int, the text `source`."""
         fields = self.texts(name)

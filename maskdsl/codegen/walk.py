@@ -75,15 +75,13 @@ class Walk:
         """The same walk where a kernel needs no tables of what it visits, but works it out
         ("closed") or is told at the call ("inputs").
         """
-        none = Packing(())
-        visits = tuple(
-            {
-                kind: Visits(mode if v.tiles or mode == "inputs" else "none", None, None, v.tiles, none)
-                for kind, v in kinds.items()
-            }
-            for kinds in self.visits
-        )
-        return replace(self, visits=visits)
+        found = []
+        for kinds in self.visits:
+            modes = {k: mode if v.tiles or mode == "inputs" else "none" for k, v in kinds.items()}
+            found.append(
+                {k: Visits(modes[k], None, None, v.tiles, Packing(())) for k, v in kinds.items()}
+            )
+        return replace(self, visits=tuple(found))
 
 
 def make_walk(plan: Plan, home: str = "q", segment: int = 0) -> Walk:
@@ -219,8 +217,7 @@ def cut(
 
 
 def crossing(grid: Grid) -> np.ndarray:
-    """Which tiles have lanes that hold no token, or tokens of both ends of an axis: bool (tiles,).
-    """
+    """Which tiles have lanes that hold no token, or tokens of both ends of an axis: bool (tiles,)."""
     found = np.zeros(grid.shape, dtype=bool)
     for axis in range(len(grid.shape)):
         shape = [1] * len(grid.shape)

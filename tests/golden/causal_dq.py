@@ -1,5 +1,7 @@
 # Gradients of queries for the pattern `causal`, emitted by MaskDSL.
 #
+#     # Every key up to and including the query itself; the first query sees one key ("Attention Is
+#     # All You Need", arXiv 1706.03762, the decoder).
 #     pattern causal
 #     over (n)
 #     keep causal(n)

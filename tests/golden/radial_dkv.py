@@ -1,17 +1,20 @@
 # Gradients of keys and values for the pattern `radial`, emitted by MaskDSL.
 #
-#     pattern radial(decay: float = 1.0, least: int = 128, anchor: bool = true)
-#     over (t, s)                                  # frame, token inside the frame
-#     let gap   = abs(q.t - k.t)
+#     # Video attention that thins out as frames grow apart, after the Radial Attention code (arXiv
+#     # 2506.19852, github.com/mit-han-lab/radial-attention). Windows inside a frame are cut off at
+#     # its ends. The published masks are this one coarsened to blocks of 128 tokens by a vote.
+#     pattern radial(decay: float = 1.0, anchor: bool = true)
+#     over (t, s)  # frame, token inside the frame
+#     let gap = abs(q.t - k.t)
 #     let share = 2 ** bit_length(s.size) / 2 ** bit_length(gap)
-#     let reach = if gap <= 1 then s.size else max(share * decay, least)
-#     let every = if share >= least then 1 else int(least / share)
+#     let reach = if gap <= 1 then s.size else max(share * decay, 128)
+#     let every = if share >= 128 then 1 else int(128 / share)
 #     keep abs(q.s - k.s) <= reach and gap % every == 0
-#     keep anchor and k.t == 0                     # every frame sees the first
+#     keep anchor and k.t == 0  # every frame sees the first
 #
 # problem   1 head(s), 30 x 3,840 queries, 30 x 3,840 keys, head_dim 128, bfloat16
-# tiles     1x64 queries by 1x128 keys
-# pairs     400,344 full, 116,504 partial, 1,103,152 empty tiles
+# tiles     1x64 queries by 1x64 keys
+# pairs     844,096 full, 147,368 partial, 2,248,536 empty tiles
 # walk      full and partial tiles from a list
 # proved    tiles divide the extents, 32 bits hold every int of the pattern, every query keeps a key
 # target    sm_90, 8 warps, 2 stages
@@ -24,19 +27,18 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 BLOCK_Q = tl.constexpr(64)  # queries of a tile: 1 t x 64 s
-BLOCK_K = tl.constexpr(128)  # keys of a tile: 1 t x 128 s
-COLUMNS = tl.constexpr(900)  # tiles of keys
+BLOCK_K = tl.constexpr(64)  # keys of a tile: 1 t x 64 s
+COLUMNS = tl.constexpr(1800)  # tiles of keys
 QUERIES = tl.constexpr(115200)
 HEADS = tl.constexpr(1)
 LOG2E = tl.constexpr(1.4426950408889634)
 
 # Types of the kernels' pointers and descriptors, and the launch options.
 TYPES = {
-    "q_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>", "k_desc": "tensordesc<bf16[1, 1, 1, 128, 128]>",
-    "v_desc": "tensordesc<bf16[1, 1, 1, 128, 128]>",
-    "do_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>",
-    "dk_desc": "tensordesc<bf16[1, 1, 1, 128, 128]>",
-    "dv_desc": "tensordesc<bf16[1, 1, 1, 128, 128]>", "lse_ptr": "*fp32", "delta_ptr": "*fp32",
+    "q_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>", "k_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>",
+    "v_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>", "do_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>",
+    "dk_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>",
+    "dv_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>", "lse_ptr": "*fp32", "delta_ptr": "*fp32",
     "key_rows": "*i32", "key_full_starts": "*i32", "key_full_tiles": "*i32",
     "key_partial_starts": "*i32", "key_partial_tiles": "*i32", "table0": "*i32",
 }  # fmt: skip
@@ -59,11 +61,11 @@ def radial_dkv(
     tile = tl.load(key_rows + row)
 
     # the keys of this tile
-    k_t_first = tile // 30
-    k_s_first = tile % 30 * 128
+    k_t_first = tile // 60
+    k_s_first = tile % 60 * 64
     k_lane = tl.arange(0, BLOCK_K)
     k_t = k_t_first + tl.zeros([BLOCK_K], tl.int32)
-    k_s = k_s_first + k_lane % 128
+    k_s = k_s_first + k_lane % 64
     keys = k_desc.load([batch, 0, k_t_first, k_s_first, 0]).reshape(BLOCK_K, 128)
     values = v_desc.load([batch, 0, k_t_first, k_s_first, 0]).reshape(BLOCK_K, 128)
 
@@ -122,10 +124,10 @@ def radial_dkv(
         ds = tl.where(keep, ds, 0.0)
         dk = tl.dot(ds.to(q.dtype), q, dk)
 
-    dk = (dk * scale).to(dk_desc.dtype).reshape(1, 1, 1, 128, 128)
+    dk = (dk * scale).to(dk_desc.dtype).reshape(1, 1, 1, 64, 128)
     dk_desc.store([batch, 0, k_t_first, k_s_first, 0], dk)
 
-    dv = dv.to(dv_desc.dtype).reshape(1, 1, 1, 128, 128)
+    dv = dv.to(dv_desc.dtype).reshape(1, 1, 1, 64, 128)
     dv_desc.store([batch, 0, k_t_first, k_s_first, 0], dv)
 
 
@@ -155,10 +157,10 @@ def gradients(q, k, v, do, lse, delta, scale, walk, inputs):
     head_bytes = 115200 * 256 * k.element_size()
     heads_at_once = min(batch * HEADS.value, max(1, 33554432 // head_bytes))
     radial_dkv[(batch * HEADS.value * COLUMNS.value,)](
-        boxes(q, (30, 3840), (1, 64, 128)), boxes(k, (30, 3840), (1, 128, 128)),
-        boxes(v, (30, 3840), (1, 128, 128)), boxes(do, (30, 3840), (1, 64, 128)),
-        boxes(dk, (30, 3840), (1, 128, 128)), boxes(dv, (30, 3840), (1, 128, 128)), lse, delta,
-        scale, batch * HEADS.value, heads_at_once, walk["key_rows"], walk["key_full_starts"],
+        boxes(q, (30, 3840), (1, 64, 128)), boxes(k, (30, 3840), (1, 64, 128)),
+        boxes(v, (30, 3840), (1, 64, 128)), boxes(do, (30, 3840), (1, 64, 128)),
+        boxes(dk, (30, 3840), (1, 64, 128)), boxes(dv, (30, 3840), (1, 64, 128)), lse, delta, scale,
+        batch * HEADS.value, heads_at_once, walk["key_rows"], walk["key_full_starts"],
         walk["key_full_tiles"], walk["key_partial_starts"], walk["key_partial_tiles"],
         walk["table0"], **OPTIONS,
     )  # fmt: skip

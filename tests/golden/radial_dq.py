@@ -1,17 +1,20 @@
 # Gradients of queries for the pattern `radial`, emitted by MaskDSL.
 #
-#     pattern radial(decay: float = 1.0, least: int = 128, anchor: bool = true)
-#     over (t, s)                                  # frame, token inside the frame
-#     let gap   = abs(q.t - k.t)
+#     # Video attention that thins out as frames grow apart, after the Radial Attention code (arXiv
+#     # 2506.19852, github.com/mit-han-lab/radial-attention). Windows inside a frame are cut off at
+#     # its ends. The published masks are this one coarsened to blocks of 128 tokens by a vote.
+#     pattern radial(decay: float = 1.0, anchor: bool = true)
+#     over (t, s)  # frame, token inside the frame
+#     let gap = abs(q.t - k.t)
 #     let share = 2 ** bit_length(s.size) / 2 ** bit_length(gap)
-#     let reach = if gap <= 1 then s.size else max(share * decay, least)
-#     let every = if share >= least then 1 else int(least / share)
+#     let reach = if gap <= 1 then s.size else max(share * decay, 128)
+#     let every = if share >= 128 then 1 else int(128 / share)
 #     keep abs(q.s - k.s) <= reach and gap % every == 0
-#     keep anchor and k.t == 0                     # every frame sees the first
+#     keep anchor and k.t == 0  # every frame sees the first
 #
 # problem   1 head(s), 30 x 3,840 queries, 30 x 3,840 keys, head_dim 128, bfloat16
-# tiles     1x64 queries by 1x128 keys
-# pairs     400,344 full, 116,504 partial, 1,103,152 empty tiles
+# tiles     1x64 queries by 1x64 keys
+# pairs     844,096 full, 147,368 partial, 2,248,536 empty tiles
 # walk      full and partial tiles from a list
 # proved    tiles divide the extents, 32 bits hold every int of the pattern, every query keeps a key
 # target    sm_90, 8 warps, 2 stages
@@ -24,7 +27,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 BLOCK_Q = tl.constexpr(64)  # queries of a tile: 1 t x 64 s
-BLOCK_K = tl.constexpr(128)  # keys of a tile: 1 t x 128 s
+BLOCK_K = tl.constexpr(64)  # keys of a tile: 1 t x 64 s
 ROWS = tl.constexpr(1800)  # tiles of queries
 QUERIES = tl.constexpr(115200)
 HEADS = tl.constexpr(1)
@@ -32,8 +35,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 # Types of the kernels' pointers and descriptors, and the launch options.
 TYPES = {
-    "q_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>", "k_desc": "tensordesc<bf16[1, 1, 1, 128, 128]>",
-    "v_desc": "tensordesc<bf16[1, 1, 1, 128, 128]>",
+    "q_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>", "k_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>",
+    "v_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>",
     "out_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>",
     "do_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>",
     "dq_desc": "tensordesc<bf16[1, 1, 1, 64, 128]>", "lse_ptr": "*fp32", "grad_lse_ptr": "*fp32",
@@ -76,7 +79,7 @@ def radial_dq(
     # keys and values
     k_lane = tl.arange(0, BLOCK_K)
     k_lane_t = tl.zeros([BLOCK_K], tl.int32)
-    k_lane_s = k_lane % 128
+    k_lane_s = k_lane % 64
 
     dq = tl.zeros([BLOCK_Q, 128], tl.float32)
     scale_log2 = scale * LOG2E
@@ -142,8 +145,8 @@ def gradients(q, k, v, out, do, lse, grad_lse, scale, walk, inputs):
     if batch == 0:
         return dq, delta, grads
     radial_dq[(batch * HEADS.value * ROWS.value,)](
-        boxes(q, (30, 3840), (1, 64, 128)), boxes(k, (30, 3840), (1, 128, 128)),
-        boxes(v, (30, 3840), (1, 128, 128)), boxes(out, (30, 3840), (1, 64, 128)),
+        boxes(q, (30, 3840), (1, 64, 128)), boxes(k, (30, 3840), (1, 64, 128)),
+        boxes(v, (30, 3840), (1, 64, 128)), boxes(out, (30, 3840), (1, 64, 128)),
         boxes(do, (30, 3840), (1, 64, 128)), boxes(dq, (30, 3840), (1, 64, 128)), lse, grad_lse,
         delta, scale, walk["full_starts"], walk["full_tiles"], walk["partial_starts"],
         walk["partial_tiles"], walk["table0"], **OPTIONS,

@@ -1,11 +1,15 @@
-# Forward attention for the pattern `causal`, emitted by MaskDSL.
+# Forward attention for the pattern `alibi`, emitted by MaskDSL.
 #
-#     pattern causal
+#     # ALiBi (arXiv 2108.12409): causal, and a penalty that grows with the distance;
+#     # `maskdsl.tables.alibi_slopes` gives the slopes.
+#     pattern alibi
 #     over (n)
+#     input slope[heads]: float
 #     keep causal(n)
+#     score logit - slope[head] * (q.n - k.n)
 #
-# problem   32 head(s) on 8 of keys, 16,384 queries, 16,384 keys, head_dim 64, bfloat16
-# tiles     128 queries by 128 keys
+# problem   16 head(s), 16,384 queries, 16,384 keys, head_dim 128, bfloat16
+# tiles     128 queries by 64 keys
 # pairs     260,096 full, 4,096 partial, 260,096 empty tiles
 # walk      full and partial tiles worked out from the tile's number
 # proved    tiles divide the extents, 32 bits hold every int of the pattern, every query keeps a key
@@ -19,30 +23,28 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 BLOCK_Q = tl.constexpr(128)  # queries of a tile
-BLOCK_K = tl.constexpr(128)  # keys of a tile
+BLOCK_K = tl.constexpr(64)  # keys of a tile
 ROWS = tl.constexpr(128)  # tiles of queries
 QUERIES = tl.constexpr(16384)
-HEADS = tl.constexpr(32)
-KV_HEADS = tl.constexpr(8)
-GROUP = tl.constexpr(4)  # query heads that share a key head
+HEADS = tl.constexpr(16)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # of float32: no logit lies lower, and it is finite
 
 # Types of the kernels' pointers and descriptors, and the launch options.
 TYPES = {
-    "q_desc": "tensordesc<bf16[1, 1, 128, 64]>", "k_desc": "tensordesc<bf16[1, 1, 128, 64]>",
-    "v_desc": "tensordesc<bf16[1, 1, 128, 64]>", "out_desc": "tensordesc<bf16[1, 1, 128, 64]>",
-    "lse_ptr": "*fp32",
+    "q_desc": "tensordesc<bf16[1, 1, 128, 128]>", "k_desc": "tensordesc<bf16[1, 1, 64, 128]>",
+    "v_desc": "tensordesc<bf16[1, 1, 64, 128]>", "out_desc": "tensordesc<bf16[1, 1, 128, 128]>",
+    "lse_ptr": "*fp32", "in_slope": "*fp32",
 }  # fmt: skip
 OPTIONS = {"num_warps": 8, "num_stages": 3}
 
 
 @triton.jit
-def softmax_step(s, values, peak, total, acc, scale_log2):
-    """Take in the products `s` of one tile; the scale rides on the exponential's subtraction."""
-    new = tl.maximum(peak, tl.max(s, 1) * scale_log2)
-    weights = tl.exp2(s * scale_log2 - new[:, None])
+def softmax_step(s, values, peak, total, acc):
+    """Take in the logits `s` (base 2) of one tile."""
+    new = tl.maximum(peak, tl.max(s, 1))
+    weights = tl.exp2(s - new[:, None])
     shrink = tl.exp2(peak - new)
     total = total * shrink + tl.sum(weights, 1)
     acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None])
@@ -50,8 +52,9 @@ def softmax_step(s, values, peak, total, acc, scale_log2):
 
 
 @triton.jit
-def causal_forward(
-    q_desc, k_desc, v_desc, out_desc, lse_ptr, scale, batch_heads, heads_at_once,
+def alibi_forward(
+    q_desc, k_desc, v_desc, out_desc, lse_ptr, scale, batch_heads, heads_at_once, in_slope,
+    in_slope_strides,
 ):  # fmt: skip
     # a tile of queries of one head: the longest rows first, for as many heads as the L2 cache holds
     program = tl.program_id(0)
@@ -61,7 +64,6 @@ def causal_forward(
     batch_head = first_head + (program - first_head * ROWS) % heads_here
     batch = batch_head // HEADS
     head = batch_head % HEADS
-    kv_head = head // GROUP
     tile = ROWS - 1 - row
 
     # the queries of this tile
@@ -69,10 +71,14 @@ def causal_forward(
     q_lane = tl.arange(0, BLOCK_Q)
     q_n = q_n_first + q_lane
     q_token = q_n.to(tl.int64)
-    q = q_desc.load([batch, head, q_n_first, 0]).reshape(BLOCK_Q, 64)
+    q = q_desc.load([batch, head, q_n_first, 0]).reshape(BLOCK_Q, 128)
+
+    # the same for all queries and keys
+    once0 = tl.load(in_slope + head.to(tl.int64) * in_slope_strides[0]).to(tl.float32)
 
     # the tiles of keys to visit
-    last = tile + 1
+    full_last = 2 * tile
+    last = 2 * tile + 2
 
     # keys and values
     k_lane = tl.arange(0, BLOCK_K)
@@ -80,28 +86,32 @@ def causal_forward(
     # online softmax: the largest logit (base 2), the sum of weights and the weighted values so far
     peak = tl.full([BLOCK_Q], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
-    acc = tl.zeros([BLOCK_Q, 64], tl.float32)
-    scale_log2 = scale * LOG2E
+    acc = tl.zeros([BLOCK_Q, 128], tl.float32)
 
     # full tiles: nothing to mask
-    for k_n_first in range(0, tile * 128, 128):
-        keys = k_desc.load([batch, kv_head, k_n_first, 0]).reshape(BLOCK_K, 64)
-        values = v_desc.load([batch, kv_head, k_n_first, 0]).reshape(BLOCK_K, 64)
+    for k_n_first in range(0, full_last * 64, 64):
+        k_n = k_n_first + k_lane
+        keys = k_desc.load([batch, head, k_n_first, 0]).reshape(BLOCK_K, 128)
+        values = v_desc.load([batch, head, k_n_first, 0]).reshape(BLOCK_K, 128)
         s = tl.dot(q, tl.trans(keys))
-        peak, total, acc = softmax_step(s, values, peak, total, acc, scale_log2)
+        logit = s * scale
+        s = (logit - once0 * (q_n[:, None] - k_n[None, :]).to(tl.float32)) * LOG2E
+        peak, total, acc = softmax_step(s, values, peak, total, acc)
 
     # partial tiles
-    for k_n_first in range(tile * 128, last * 128, 128):
+    for k_n_first in range(full_last * 64, last * 64, 64):
         k_n = k_n_first + k_lane
-        keys = k_desc.load([batch, kv_head, k_n_first, 0]).reshape(BLOCK_K, 64)
-        values = v_desc.load([batch, kv_head, k_n_first, 0]).reshape(BLOCK_K, 64)
+        keys = k_desc.load([batch, head, k_n_first, 0]).reshape(BLOCK_K, 128)
+        values = v_desc.load([batch, head, k_n_first, 0]).reshape(BLOCK_K, 128)
         s = tl.dot(q, tl.trans(keys))
+        logit = s * scale
+        s = (logit - once0 * (q_n[:, None] - k_n[None, :]).to(tl.float32)) * LOG2E
         keep = k_n[None, :] <= q_n[:, None]
         s = tl.where(keep, s, float("-inf"))
-        peak, total, acc = softmax_step(s, values, peak, total, acc, scale_log2)
+        peak, total, acc = softmax_step(s, values, peak, total, acc)
 
     acc = acc / total[:, None]
-    out = acc.to(out_desc.dtype).reshape(1, 1, 128, 64)
+    out = acc.to(out_desc.dtype).reshape(1, 1, 128, 128)
     out_desc.store([batch, head, q_n_first, 0], out)
     lse = (peak + tl.log2(total)) * LN2
     lse_row = lse_ptr + batch_head.to(tl.int64) * QUERIES
@@ -123,7 +133,7 @@ def forward(q, k, v, scale, walk, inputs):
     Gives out like q, and the natural log-sum-exp, float32 (batch, heads, queries).
     """
     batch = q.shape[0]
-    shape = (batch, HEADS.value, QUERIES.value, 64)
+    shape = (batch, HEADS.value, QUERIES.value, 128)
     if q.stride(1) < q.stride(2):  # heads inside tokens
         out = q.new_empty((shape[0], shape[2], shape[1], shape[3])).transpose(1, 2)
     else:
@@ -132,10 +142,11 @@ def forward(q, k, v, scale, walk, inputs):
     if batch == 0:
         return out, lse
     # as many heads at once as have what they walk in the L2 cache
-    head_bytes = 16384 * 128 * k.element_size()
-    heads_at_once = min(batch * HEADS.value, max(1, 33554432 // head_bytes) * 4)
-    causal_forward[(batch * HEADS.value * ROWS.value,)](
-        boxes(q, (16384,), (128, 64)), boxes(k, (16384,), (128, 64)), boxes(v, (16384,), (128, 64)),
-        boxes(out, (16384,), (128, 64)), lse, scale, batch * HEADS.value, heads_at_once, **OPTIONS,
+    head_bytes = 16384 * 256 * k.element_size()
+    heads_at_once = min(batch * HEADS.value, max(1, 33554432 // head_bytes))
+    alibi_forward[(batch * HEADS.value * ROWS.value,)](
+        boxes(q, (16384,), (128, 128)), boxes(k, (16384,), (64, 128)),
+        boxes(v, (16384,), (64, 128)), boxes(out, (16384,), (128, 128)), lse, scale,
+        batch * HEADS.value, heads_at_once, inputs["slope"], inputs["slope"].stride(), **OPTIONS,
     )  # fmt: skip
     return out, lse

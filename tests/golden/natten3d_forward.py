@@ -1,18 +1,20 @@
-# Forward attention for the pattern `natten`, emitted by MaskDSL.
+# Forward attention for the pattern `natten3d`, emitted by MaskDSL.
 #
-#     # Each token sees the 6 x 8 x 8 tokens around it.
-#     pattern natten(window: int[3])
-#     over (t, h, w)
-#     keep neighborhood(t, window[0])
-#          and neighborhood(h, window[1])
-#          and neighborhood(w, window[2])
+#     # NATTEN's neighborhood attention over a video (Generalized Neighborhood Attention,
+#     # github.com/SHI-Labs/NATTEN). At the ends a window shifts inwards, so that every query sees
+#     # the same number of keys.
+#     pattern natten3d(window: int[3], stride: int[3], dilation: int[3], causal: bool[3])
+#     over (t, y, x)
+#     keep neighborhood(t, window[0], stride[0], dilation[0], causal[0])
+#         and neighborhood(y, window[1], stride[1], dilation[1], causal[1])
+#         and neighborhood(x, window[2], stride[2], dilation[2], causal[2])
 #
 # problem   24 head(s), 30 x 48 x 81 queries, 30 x 48 x 81 keys, head_dim 128, bfloat16
-# tiles     2x8x8 queries by 2x8x8 keys
-# pairs     0 full, 678,528 partial, 22,843,872 empty tiles
+# tiles     8x4x4 queries by 4x4x4 keys
+# pairs     0 full, 708,288 partial, 48,062,784 empty tiles
 # walk      partial tiles from a list
 # proved    32 bits hold every int of the pattern, every query keeps a key
-# target    sm_90, 8 warps, 2 stages
+# target    sm_90, 8 warps, 3 stages
 
 import math
 
@@ -21,9 +23,9 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-BLOCK_Q = tl.constexpr(128)  # queries of a tile: 2 t x 8 h x 8 w
-BLOCK_K = tl.constexpr(128)  # keys of a tile: 2 t x 8 h x 8 w
-ROWS = tl.constexpr(990)  # tiles of queries
+BLOCK_Q = tl.constexpr(128)  # queries of a tile: 8 t x 4 y x 4 x
+BLOCK_K = tl.constexpr(64)  # keys of a tile: 4 t x 4 y x 4 x
+ROWS = tl.constexpr(1008)  # tiles of queries
 QUERIES = tl.constexpr(116640)
 HEADS = tl.constexpr(24)
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -32,11 +34,11 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)  # of float32: no logit lies lower
 
 # Types of the kernels' pointers and descriptors, and the launch options.
 TYPES = {
-    "q_desc": "tensordesc<bf16[1, 2, 8, 8, 128]>", "k_desc": "tensordesc<bf16[1, 2, 8, 8, 128]>",
-    "v_desc": "tensordesc<bf16[1, 2, 8, 8, 128]>", "out_desc": "tensordesc<bf16[1, 2, 8, 8, 128]>",
-    "lse_ptr": "*fp32", "rows": "*i32", "partial_starts": "*i32", "partial_tiles": "*i32",
+    "q_desc": "tensordesc<bf16[1, 8, 4, 4, 128]>", "k_desc": "tensordesc<bf16[1, 4, 4, 4, 128]>",
+    "v_desc": "tensordesc<bf16[1, 4, 4, 4, 128]>", "out_desc": "tensordesc<bf16[1, 8, 4, 4, 128]>",
+    "lse_ptr": "*fp32", "partial_starts": "*i32", "partial_tiles": "*i32",
 }  # fmt: skip
-OPTIONS = {"num_warps": 8, "num_stages": 2}
+OPTIONS = {"num_warps": 8, "num_stages": 3}
 
 
 @triton.jit
@@ -51,43 +53,40 @@ def softmax_step(s, values, peak, total, acc, scale_log2):
 
 
 @triton.jit
-def natten_forward(
-    q_desc, k_desc, v_desc, out_desc, lse_ptr, scale, batch_heads, heads_at_once, rows,
-    partial_starts, partial_tiles,
+def natten3d_forward(
+    q_desc, k_desc, v_desc, out_desc, lse_ptr, scale, partial_starts, partial_tiles,
 ):  # fmt: skip
-    # a tile of queries of one head: the longest rows first, for as many heads as the L2 cache holds
+    # a tile of queries of one head: one head after the other
     program = tl.program_id(0)
-    first_head = program // (ROWS * heads_at_once) * heads_at_once
-    heads_here = tl.minimum(heads_at_once, batch_heads - first_head)
-    row = (program - first_head * ROWS) // heads_here
-    batch_head = first_head + (program - first_head * ROWS) % heads_here
-    tile = tl.load(rows + row)
+    row = program % ROWS
+    batch_head = program // ROWS
+    tile = row
 
     # the queries of this tile
-    q_t_first = tile // 66 * 2
-    q_h_first = tile // 11 % 6 * 8
-    q_w_first = tile % 11 * 8
+    q_t_first = tile // 252 * 8
+    q_y_first = tile // 21 % 12 * 4
+    q_x_first = tile % 21 * 4
     q_lane = tl.arange(0, BLOCK_Q)
-    q_t = q_t_first + q_lane // 64
-    q_h = q_h_first + q_lane // 8 % 8
-    q_w = q_w_first + q_lane % 8
-    q_inside = q_w < 81
-    q_token = ((q_t * 48 + q_h) * 81 + q_w).to(tl.int64)
-    q = q_desc.load([batch_head, q_t_first, q_h_first, q_w_first, 0]).reshape(BLOCK_Q, 128)
+    q_t = q_t_first + q_lane // 16
+    q_y = q_y_first + q_lane // 4 % 4
+    q_x = q_x_first + q_lane % 4
+    q_inside = (q_t < 30) & (q_x < 81)
+    q_token = ((q_t * 48 + q_y) * 81 + q_x).to(tl.int64)
+    q = q_desc.load([batch_head, q_t_first, q_y_first, q_x_first, 0]).reshape(BLOCK_Q, 128)
 
     # what the pattern needs to know of each query
     row0 = tl.minimum(tl.maximum(0, q_t - 3), 24)
     row1 = row0 + 5
-    row2 = tl.minimum(40, tl.maximum(0, q_h - 4))
+    row2 = tl.minimum(40, tl.maximum(q_y - 4, 0))
     row3 = row2 + 7
-    row4 = tl.minimum(73, tl.maximum(q_w - 4, 0))
+    row4 = tl.minimum(73, tl.maximum(0, q_x - 4))
     row5 = row4 + 7
 
     # keys and values
     k_lane = tl.arange(0, BLOCK_K)
-    k_lane_t = k_lane // 64
-    k_lane_h = k_lane // 8 % 8
-    k_lane_w = k_lane % 8
+    k_lane_t = k_lane // 16
+    k_lane_y = k_lane // 4 % 4
+    k_lane_x = k_lane % 4
 
     # online softmax: the largest logit (base 2), the sum of weights and the weighted values so far
     peak = tl.full([BLOCK_Q], LOWEST, tl.float32)
@@ -99,26 +98,26 @@ def natten_forward(
     for at in range(tl.load(partial_starts + row), tl.load(partial_starts + row + 1)):
         k_first = tl.load(partial_tiles + at)
         k_t_first = k_first >> 13
-        k_h_first = k_first >> 7 & 63
-        k_w_first = k_first & 127
+        k_y_first = k_first >> 7 & 63
+        k_x_first = k_first & 127
         k_t = k_t_first + k_lane_t
-        k_h = k_h_first + k_lane_h
-        k_w = k_w_first + k_lane_w
-        keys = k_desc.load([batch_head, k_t_first, k_h_first, k_w_first, 0]).reshape(BLOCK_K, 128)
-        values = v_desc.load([batch_head, k_t_first, k_h_first, k_w_first, 0]).reshape(BLOCK_K, 128)
+        k_y = k_y_first + k_lane_y
+        k_x = k_x_first + k_lane_x
+        keys = k_desc.load([batch_head, k_t_first, k_y_first, k_x_first, 0]).reshape(BLOCK_K, 128)
+        values = v_desc.load([batch_head, k_t_first, k_y_first, k_x_first, 0]).reshape(BLOCK_K, 128)
         s = tl.dot(q, tl.trans(keys))
         keep = row0[:, None] <= k_t[None, :]
         keep &= k_t[None, :] <= row1[:, None]
-        keep &= row2[:, None] <= k_h[None, :]
-        keep &= k_h[None, :] <= row3[:, None]
-        keep &= row4[:, None] <= k_w[None, :]
-        keep &= k_w[None, :] <= row5[:, None]
+        keep &= row2[:, None] <= k_y[None, :]
+        keep &= k_y[None, :] <= row3[:, None]
+        keep &= row4[:, None] <= k_x[None, :]
+        keep &= k_x[None, :] <= row5[:, None]
         s = tl.where(keep, s, float("-inf"))
         peak, total, acc = softmax_step(s, values, peak, total, acc, scale_log2)
 
     acc = acc / total[:, None]
-    out = acc.to(out_desc.dtype).reshape(1, 2, 8, 8, 128)
-    out_desc.store([batch_head, q_t_first, q_h_first, q_w_first, 0], out)
+    out = acc.to(out_desc.dtype).reshape(1, 8, 4, 4, 128)
+    out_desc.store([batch_head, q_t_first, q_y_first, q_x_first, 0], out)
     lse = (peak + tl.log2(total)) * LN2
     lse_row = lse_ptr + batch_head.to(tl.int64) * QUERIES
     tl.store(lse_row + q_token, lse, mask=q_inside)
@@ -147,13 +146,9 @@ def forward(q, k, v, scale, walk, inputs):
     lse = q.new_empty(shape[:3], dtype=torch.float32)
     if batch == 0:
         return out, lse
-    # as many heads at once as have what they walk in the L2 cache
-    head_bytes = 116640 * 256 * k.element_size()
-    heads_at_once = min(batch * HEADS.value, max(1, 33554432 // head_bytes))
-    natten_forward[(batch * HEADS.value * ROWS.value,)](
-        boxes(q, (30, 48, 81), (2, 8, 8, 128)), boxes(k, (30, 48, 81), (2, 8, 8, 128)),
-        boxes(v, (30, 48, 81), (2, 8, 8, 128)), boxes(out, (30, 48, 81), (2, 8, 8, 128)), lse,
-        scale, batch * HEADS.value, heads_at_once, walk["rows"], walk["partial_starts"],
-        walk["partial_tiles"], **OPTIONS,
+    natten3d_forward[(batch * HEADS.value * ROWS.value,)](
+        boxes(q, (30, 48, 81), (8, 4, 4, 128)), boxes(k, (30, 48, 81), (4, 4, 4, 128)),
+        boxes(v, (30, 48, 81), (4, 4, 4, 128)), boxes(out, (30, 48, 81), (8, 4, 4, 128)), lse,
+        scale, walk["partial_starts"], walk["partial_tiles"], **OPTIONS,
     )  # fmt: skip
     return out, lse

@@ -1,0 +1,156 @@
+# Forward attention for the pattern `documents`, emitted by MaskDSL.
+#
+#     # Packed documents, each causal: the first token of one sees itself only.
+#     # `maskdsl.tables.documents` makes `doc` from lengths; padding that shares a number sees
+#     # padding. As attn-gym's `document_mask` (github.com/meta-pytorch/attention-gym) and
+#     # FlashAttention's varlen calls.
+#     pattern documents
+#     over (n)
+#     input doc[batch, n]: int
+#     keep causal(n) and doc[batch, q.n] == doc[batch, k.n]
+#
+# problem   16 head(s), 65,536 queries, 65,536 keys, head_dim 128, bfloat16
+# tiles     128 queries by 64 keys
+# pairs     0 full, 4,202,496 partial, 4,186,112 empty tiles
+# walk      full and partial tiles as the inputs decide at a call
+# proved    tiles divide the extents, every query keeps a key
+# target    sm_90, 8 warps, 3 stages
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+BLOCK_Q = tl.constexpr(128)  # queries of a tile
+BLOCK_K = tl.constexpr(64)  # keys of a tile
+ROWS = tl.constexpr(512)  # tiles of queries
+QUERIES = tl.constexpr(65536)
+HEADS = tl.constexpr(16)
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # of float32: no logit lies lower, and it is finite
+
+# Types of the kernels' pointers and descriptors, and the launch options.
+TYPES = {
+    "q_desc": "tensordesc<bf16[1, 1, 128, 128]>", "k_desc": "tensordesc<bf16[1, 1, 64, 128]>",
+    "v_desc": "tensordesc<bf16[1, 1, 64, 128]>", "out_desc": "tensordesc<bf16[1, 1, 128, 128]>",
+    "lse_ptr": "*fp32", "in_doc": "*i64", "input_tiles": "*i32", "input_counts": "*i32",
+}  # fmt: skip
+OPTIONS = {"num_warps": 8, "num_stages": 3}
+
+
+@triton.jit
+def softmax_step(s, values, peak, total, acc, scale_log2):
+    """Take in the products `s` of one tile; the scale rides on the exponential's subtraction."""
+    new = tl.maximum(peak, tl.max(s, 1) * scale_log2)
+    weights = tl.exp2(s * scale_log2 - new[:, None])
+    shrink = tl.exp2(peak - new)
+    total = total * shrink + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None])
+    return new, total, acc
+
+
+@triton.jit
+def documents_forward(
+    q_desc, k_desc, v_desc, out_desc, lse_ptr, scale, batch_heads, heads_at_once, in_doc,
+    in_doc_strides, input_tiles, input_counts, widest,
+):  # fmt: skip
+    # a tile of queries of one head: the longest rows first, for as many heads as the L2 cache holds
+    program = tl.program_id(0)
+    first_head = program // (ROWS * heads_at_once) * heads_at_once
+    heads_here = tl.minimum(heads_at_once, batch_heads - first_head)
+    row = (program - first_head * ROWS) // heads_here
+    batch_head = first_head + (program - first_head * ROWS) % heads_here
+    batch = batch_head // HEADS
+    head = batch_head % HEADS
+    tile = ROWS - 1 - row
+
+    # the queries of this tile
+    q_n_first = tile * 128
+    q_lane = tl.arange(0, BLOCK_Q)
+    q_n = q_n_first + q_lane
+    q_token = q_n.to(tl.int64)
+    q = q_desc.load([batch, head, q_n_first, 0]).reshape(BLOCK_Q, 128)
+
+    # the same for all queries and keys
+    once0 = in_doc + batch.to(tl.int64) * in_doc_strides[0]
+
+    # what the pattern needs to know of each query
+    row0 = tl.load(once0 + q_n.to(tl.int64) * in_doc_strides[1])
+
+    # keys and values
+    k_lane = tl.arange(0, BLOCK_K)
+
+    # online softmax: the largest logit (base 2), the sum of weights and the weighted values so far
+    peak = tl.full([BLOCK_Q], LOWEST, tl.float32)
+    total = tl.zeros([BLOCK_Q], tl.float32)
+    acc = tl.zeros([BLOCK_Q, 128], tl.float32)
+    scale_log2 = scale * LOG2E
+
+    # full tiles, as the inputs decide: nothing to mask
+    line = batch * ROWS + tile
+    line_start = line.to(tl.int64) * widest
+    partial_count = tl.load(input_counts + 2 * line)
+    full_count = tl.load(input_counts + 2 * line + 1)
+    for at in range(partial_count, partial_count + full_count):
+        k_n_first = tl.load(input_tiles + line_start + at)
+        keys = k_desc.load([batch, head, k_n_first, 0]).reshape(BLOCK_K, 128)
+        values = v_desc.load([batch, head, k_n_first, 0]).reshape(BLOCK_K, 128)
+        s = tl.dot(q, tl.trans(keys))
+        peak, total, acc = softmax_step(s, values, peak, total, acc, scale_log2)
+
+    # partial tiles, as the inputs decide
+    for at in range(partial_count):
+        k_n_first = tl.load(input_tiles + line_start + at)
+        k_n = k_n_first + k_lane
+        keys = k_desc.load([batch, head, k_n_first, 0]).reshape(BLOCK_K, 128)
+        values = v_desc.load([batch, head, k_n_first, 0]).reshape(BLOCK_K, 128)
+        s = tl.dot(q, tl.trans(keys))
+        key0 = tl.load(once0 + k_n.to(tl.int64) * in_doc_strides[1])
+        keep = (k_n[None, :] <= q_n[:, None]) & (row0[:, None] == key0[None, :])
+        s = tl.where(keep, s, float("-inf"))
+        peak, total, acc = softmax_step(s, values, peak, total, acc, scale_log2)
+
+    acc = acc / total[:, None]
+    out = acc.to(out_desc.dtype).reshape(1, 1, 128, 128)
+    out_desc.store([batch, head, q_n_first, 0], out)
+    lse = (peak + tl.log2(total)) * LN2
+    lse_row = lse_ptr + batch_head.to(tl.int64) * QUERIES
+    tl.store(lse_row + q_token, lse)
+
+
+def boxes(x, extents, box):
+    """A descriptor of x, (batch, heads, tokens, dim), whose tokens fill `extents` row by row."""
+    batch, heads, _, dim = x.shape
+    steps = [x.stride(2) * math.prod(extents[i + 1 :]) for i in range(len(extents))]
+    shape, strides = (batch, heads, *extents, dim), (x.stride(0), x.stride(1), *steps, 1)
+    return TensorDescriptor(x, [*shape], [*strides], [1, 1, *box])
+
+
+def forward(q, k, v, scale, walk, inputs):
+    """Attention of q over k and v, (batch, heads, tokens, dim) tensors aligned to 16 bytes.
+
+    walk: int tensors by name, on q's device (none are needed). inputs: the pattern's, by name.
+    Gives out like q, and the natural log-sum-exp, float32 (batch, heads, queries).
+    """
+    batch = q.shape[0]
+    shape = (batch, HEADS.value, QUERIES.value, 128)
+    if q.stride(1) < q.stride(2):  # heads inside tokens
+        out = q.new_empty((shape[0], shape[2], shape[1], shape[3])).transpose(1, 2)
+    else:
+        out = q.new_empty(shape)
+    lse = q.new_empty(shape[:3], dtype=torch.float32)
+    if batch == 0:
+        return out, lse
+    # as many heads at once as have what they walk in the L2 cache
+    head_bytes = 65536 * 256 * k.element_size()
+    heads_at_once = min(batch * HEADS.value, max(1, 33554432 // head_bytes))
+    documents_forward[(batch * HEADS.value * ROWS.value,)](
+        boxes(q, (65536,), (128, 128)), boxes(k, (65536,), (64, 128)),
+        boxes(v, (65536,), (64, 128)), boxes(out, (65536,), (128, 128)), lse, scale,
+        batch * HEADS.value, heads_at_once, inputs["doc"], inputs["doc"].stride(),
+        walk["input_tiles"], walk["input_counts"], walk["input_tiles"].shape[-1], **OPTIONS,
+    )  # fmt: skip
+    return out, lse
