@@ -300,9 +300,8 @@ class Mask:
         if target is not None and not (isinstance(target, str) and target.isidentifier()):
             raise PlanError(f"a target is a name such as 'sm_90', not {target!r}"[:200])
         if lanes is None:
-            lanes = (
-                (64, 64) if target is None else kernel_lanes(whole("head_dim", head_dim, least=1))
-            )
+            head_dim = whole("head_dim", head_dim, least=1)
+            lanes = (64, 64) if target is None else kernel_lanes(head_dim, str(target))
         return make_plan(self.closed(), self.pattern.source, q_tile, kv_tile, pair(lanes), cost)
 
     def branches(self, lanes: tuple[int, int] | int = 64, cost: Cost = work) -> tuple[Mask, ...]:

@@ -115,7 +115,7 @@ class Away:
         frame = self.frame
         walked = Walked(
             self.side, self.axes, self.grid, operands, self.printed, by_boxes, self.implied,
-            frame.home == "k" and bool(self.roots),
+            frame.home == "k", frame.home == "k" and bool(self.roots),
         )  # fmt: skip
         loops = []
         for kind, opening in self._openings():

@@ -60,7 +60,8 @@ class Loop:
 class Walked:
     """One segment that a kernel walks: axes and grid, what it reads of it, how expressions look
     there. by_boxes: whether descriptors load its tiles. implied: whether the pattern itself leaves
-    out lanes past the edge.
+    out lanes past the edge. by_token: whether something else is loaded for each token. scored:
+    whether scores are taken of lanes past the edge, which then may be anything.
     """
 
     side: str
@@ -70,7 +71,8 @@ class Walked:
     printed: Printed
     by_boxes: bool
     implied: bool
-    needs_inside: bool
+    by_token: bool
+    scored: bool
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def loop_of(
     run, key, pair = (printed.of(s, *roots) for s in (Stage.RUN, Stage.KEY, Stage.PAIR))
     texts = " ".join([*(s.text for s in run + key + pair), *(printed.roots[r].text for r in roots)])
     addresses = partial and any(a.wrap for a in w.axes)
-    bounded = partial and (w.needs_inside or not w.by_boxes or not w.implied)
+    bounded = partial and (w.by_token or w.scored or not w.by_boxes or not w.implied)
     used = [
         a
         for a in w.axes
@@ -118,7 +120,7 @@ def loop_of(
     opening_lines = [*lines[:-1], *(inner + x for x in before), lines[-1]]
     inner_depth = 8 if nested else 4
     depth += inner_depth
-    kept_inside = "" if w.implied and not w.needs_inside else inside
+    kept_inside = "" if w.implied and not w.scored else inside
     keep = _keep(printed, kept_inside, depth) if partial else []
     return Loop(
         kind=kind,

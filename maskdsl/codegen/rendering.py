@@ -59,7 +59,7 @@ def _plain(value: Any) -> Any:
     """The context as nested tuples of plain values, for its digest."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        return tuple(_plain(getattr(value, f.name)) for f in fields if f.name != "key")
+        return tuple(_plain(getattr(value, f.name)) for f in fields)
     if isinstance(value, Mapping):
         return tuple((k, _plain(v)) for k, v in value.items())
     if isinstance(value, (list, tuple)):

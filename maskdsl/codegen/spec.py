@@ -88,21 +88,25 @@ class Spec:
                 keys //= 2
         return queries, keys
 
-    def _stages(self, queries: int, keys: int, direction: str) -> int:
-        """Pipeline stages for which shared memory suffices; 0 where it never does."""
+    def fits(self, queries: int, keys: int, stages: int, direction: str = "forward") -> bool:
+        """Whether shared memory suffices for so many pipeline stages."""
         size = BYTES[self.dtype]
         head, value = padded(self.head_dim), padded(self.value_dim)
-        if direction == "forward":
-            held, walked = queries * head, keys * (head + value)
-            most = 2 if max(head, value) >= 128 and keys >= 128 else 3
-        else:
+        held, walked = queries * head, keys * (head + value)
+        if self.target.startswith("gfx"):  # products take what is held from registers
+            away = queries if direction == "dkv" else keys
+            walked = away * (max(head, value) if stages == 1 else head + value)
+            return stages * walked * size <= SHARED[self.target]
+        if direction != "forward":
             home, away = (queries, keys) if direction == "dq" else (keys, queries)
             held, walked = home * (head + value), away * (head + value)
-            most = 2
-        for stages in range(most, 0, -1):
-            if (held + stages * walked + queries * keys) * size <= SHARED[self.target]:
-                return stages
-        return 0
+        return (held + stages * walked + queries * keys) * size <= SHARED[self.target]
+
+    def _stages(self, queries: int, keys: int, direction: str) -> int:
+        """Pipeline stages for which shared memory suffices; 0 where it never does."""
+        dims = max(padded(self.head_dim), padded(self.value_dim))
+        most = 3 if direction == "forward" and (dims < 128 or keys < 128) else 2
+        return next((n for n in range(most, 0, -1) if self.fits(queries, keys, n, direction)), 0)
 
     def _too_large(self, queries: int, keys: int, what: str = "") -> CompileError:
         return CompileError(

@@ -134,10 +134,12 @@ def search(problem: Problem, lanes: tuple[int, int], cost: Cost = work) -> tuple
     return (tried[0].q_tile, tried[0].kv_tile), Layout(tuple(tried), len({plain, *proposed}))
 
 
-def kernel_lanes(head_dim: int) -> tuple[int, int]:
-    """Lanes of query and key tiles that suit kernels: accumulators and tiles must fit registers and
-    shared memory.
+def kernel_lanes(head_dim: int, target: str = "sm_90") -> tuple[int, int]:
+    """Lanes of query and key tiles that suit kernels for a target: accumulators and tiles must fit
+    registers and shared memory.
     """
+    if target.startswith("gfx"):
+        return (128, 64) if head_dim <= 64 else (64, 64)
     return 128, 128 if head_dim <= 64 else 64
 
 

@@ -60,6 +60,27 @@ def load_source(key: str, emit: Callable[[], str]) -> types.ModuleType:
         return found
 
 
+def recall(key: str) -> str | None:
+    """The text that was remembered under a key, where it is whole, unchanged and ours; never
+    raises.
+    """
+    try:
+        return _read(cache_directory() / f"{key}.json")
+    except (OSError, UnicodeError):
+        return None
+
+
+def remember(key: str, text: str) -> None:
+    """Keeps a text under a key; warns where the cache cannot be written."""
+    directory = cache_directory()
+    try:
+        _prepare(directory)
+        with filelock.FileLock(directory / f"{key}.lock", timeout=LOCK_SECONDS, mode=0o600):
+            _write(directory / f"{key}.json", text)
+    except (OSError, filelock.Timeout) as error:
+        warnings.warn(f"the kernel cache is not used: {error}", stacklevel=3)
+
+
 def _obtain(directory: Path, key: str, emit: Callable[[], str]) -> tuple[Path, str]:
     """(file, verified source) from the cache, or emitted into it, or beside it."""
     path = directory / f"{key}.py"
@@ -105,9 +126,9 @@ def _read(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     if not trusted:
-        warnings.warn(f"{path} could have been written by others: it is emitted anew", stacklevel=4)
+        warnings.warn(f"{path} could have been written by others: it does not count", stacklevel=4)
     elif digest != hashlib.sha256(content).hexdigest().encode():
-        warnings.warn(f"{path} is damaged: it is emitted anew", stacklevel=4)
+        warnings.warn(f"{path} is damaged: it does not count", stacklevel=4)
     else:
         return content.decode("utf-8")
     return None

@@ -22,10 +22,13 @@ from maskdsl.runtime.resources import Resources, resources, resources_many, toge
 from maskdsl.runtime.torch_backend import TorchBackend
 from maskdsl.runtime.triton_autograd import TritonAttention
 from maskdsl.runtime.triton_backend import LEAST_SCALE
+from maskdsl.runtime.tuning import Tuned
+from maskdsl.simulator import simulate
 
 BACKENDS = ("auto", "triton", "torch", "reference")
 LAYOUTS = ("bhnd", "bnhd")
 DIRECTIONS = ("forward", "backward")
+DEVICES = {"sm_80": "a100", "sm_89": "rtx4090", "sm_100": "b200", "gfx942": "mi300x"}  # or an h100
 
 
 def compile(  # noqa: A001 (the public name)
@@ -40,6 +43,7 @@ def compile(  # noqa: A001 (the public name)
     layout: str = "bhnd",
     q_tile: TilesLike | None = None,
     kv_tile: TilesLike | None = None,
+    tune: bool = False,
 ) -> Kernel:
     """A kernel for one mask.
 
@@ -47,6 +51,8 @@ def compile(  # noqa: A001 (the public name)
     backend: "auto" (triton on a GPU, torch elsewhere), "triton", "torch" or "reference" (dense).
     target: what triton compiles for, such as "sm_90"; default the GPU at hand.
     scale: of the products (default head_dim ** -0.5). layout: "bhnd" or "bnhd" of q, k, v and out.
+    tune: whether the forward kernel's settings are measured at its first call on a GPU, and the
+    best remembered on disk for this device; otherwise a rule chooses them.
     Raises BindError for arguments that do not fit, PlanError and CompileError.
     """
     if isinstance(mask, Pattern):
@@ -71,7 +77,9 @@ def compile(  # noqa: A001 (the public name)
     if backend == "auto":
         on_gpu = torch.cuda.is_available() and dtype != torch.float64
         backend = "triton" if on_gpu else "torch"
-    return Kernel(mask, shapes, backend, target, scale, q_tile, kv_tile)
+    if tune and backend != "triton":
+        raise BindError(f"tune measures triton kernels, and the backend is {backend}")
+    return Kernel(mask, shapes, backend, target, scale, q_tile, kv_tile, tune)
 
 
 class Kernel:
@@ -83,9 +91,10 @@ class Kernel:
 
     def __init__(
         self, mask: Mask, shapes: Shapes, backend: str, target: str | None, scale: float,
-        q_tile: TilesLike | None, kv_tile: TilesLike | None,
+        q_tile: TilesLike | None, kv_tile: TilesLike | None, tune: bool = False,
     ) -> None:  # fmt: skip
         self.mask = mask
+        self.tune = tune
         self.shapes = shapes
         self.backend = backend
         self.target = target or _target_at_hand()
@@ -131,6 +140,15 @@ class Kernel:
             self._plans[direction] = self.mask.plan(*(t if several else t[0] for t in tiles))
         return self._plans[direction]
 
+    def _plan_with(self, lanes: tuple[int, int]) -> Plan:
+        return self.mask.plan(lanes=lanes)
+
+    def _predicted(self, plan: Plan) -> float:
+        """Seconds of a forward call with these tiles, as the simulator says."""
+        dtype = self.shapes.dtype
+        device = DEVICES.get(self.target, "h100")
+        return simulate(plan, head_dim=self.shapes.head_dim, dtype=dtype, device=device).time
+
     @property
     def source(self) -> str:
         """The emitted Triton module. Raises CompileError where the plan is beyond kernels."""
@@ -170,7 +188,12 @@ class Kernel:
             return lambda call, _: reference(call)
         if self.backend == "torch":
             return TorchBackend(self.plan, self.scale)
-        return TritonAttention(self.plan, self.plan_of, self._spec, self.scale)
+        attention = TritonAttention(self.plan, self.plan_of, self._spec, self.scale)
+        if self.tune:
+            free = self._tiles == (None, None) and not program.segmented
+            plan_with = self._plan_with if free else None
+            attention.forward = Tuned(attention.forward, plan_with, self._predicted)
+        return attention
 
     def __call__(
         self,

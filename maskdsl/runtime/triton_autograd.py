@@ -13,6 +13,7 @@ from maskdsl.planner import Plan
 from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.sink_gradients import sink_gradients
 from maskdsl.runtime.triton_backend import TritonForward, TritonGradient
+from maskdsl.runtime.tuning import Tuned
 
 
 class TritonAttention:
@@ -26,7 +27,7 @@ class TritonAttention:
         self, plan: Plan, plan_of: Callable[[str], Plan], spec: Spec, scale: float
     ) -> None:
         self.spec, self.scale = spec, scale
-        self.forward = TritonForward(plan, spec, scale)
+        self.forward: TritonForward | Tuned = TritonForward(plan, spec, scale)
         self._program = plan.program
         self._plan_of = plan_of
         self._kernels: dict[tuple[str, tuple[str, ...]], TritonGradient] = {}
