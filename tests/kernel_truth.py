@@ -258,6 +258,26 @@ def check_hidden(p: Problem) -> None:
         assert torch.equal(again[name][-1, -1, key], p.found[name][-1, -1, key]), (name, key)
 
 
+def check_hidden_from_inputs(p: Problem) -> None:
+    """What a query may not see changes no bit of the gradients of float inputs: one query of each
+    head has gradients, and values that it may not see are so huge that their products overflow.
+    """
+    names = [f"d{n}" for n, x in p.inputs.items() if x.dtype.kind == "f"]
+    assert names
+    query = 2 * p.keep.shape[2] // 3
+    x = p.tensors.copy()
+    x.do.zero_()
+    x.do[:, :, query] = 2
+    x.of_lse.zero_()
+    found = p.run(x)
+    seen = p.keep[:, :, query].view(p.batch, p.mask.kv_heads, p.group, -1).any(2)
+    x.v[~seen] = HUGE[p.dtype]
+    again = p.run(x)
+    for name in names:
+        assert (found[name] != 0).any(), name
+        assert torch.equal(again[name], found[name]), name
+
+
 def _places(p: Problem) -> tuple[int, int]:
     """A query of head 0 and a key of the last head that see and are seen, but not by all."""
     sees = p.keep[0, 0].sum(1)

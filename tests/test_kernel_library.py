@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from grid_cases import CASES, Case  # those of library_cases too
-from kernel_truth import Problem, check_hidden, check_values
+from kernel_truth import Problem, check_hidden, check_hidden_from_inputs, check_values
 
 import maskdsl
 from maskdsl import CompileError
@@ -166,3 +166,8 @@ def test_values_and_gradients_in_float16(name: str) -> None:
 @pytest.mark.parametrize("name", [named(n) for n in PATTERNS])
 def test_what_may_not_be_seen_changes_nothing(name: str) -> None:
     check_hidden(problem(name))
+
+
+@pytest.mark.parametrize("name", ["alibi", "distance_decay", "sink_logits"])
+def test_what_may_not_be_seen_reaches_no_input(name: str) -> None:
+    check_hidden_from_inputs(problem(name))
