@@ -45,7 +45,8 @@ class Code:
         instructions of one iteration, all its branches taken together.
 
         A loop is a natural one, of the graph of basic blocks: blocks out of its line, such as those
-        that wait for a barrier, belong to it, and prologues do not.
+        that wait for a barrier, belong to it, and prologues do not. One that the compiler knows to
+        run once is none.
         """
         graph = _Graph(self)
         found = []
