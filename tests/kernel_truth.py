@@ -4,10 +4,13 @@ catch them reading what they must not: everything by the public API.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -18,6 +21,7 @@ import maskdsl
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3}  # of the largest entry of a head
 HUGE = {torch.float32: 3e37, torch.float16: 3e4}  # keys and values nobody may see
 LARGE = {torch.float32: 1e15, torch.float16: 100.0}  # queries and gradients that see nothing
+GUARD = 1 << 14  # elements to either side of a tensor
 STEP = 2.0**-13  # of difference quotients: their errors are about 1e-8
 
 Sink = Callable[[Mapping[str, Tensor], int], Tensor]  # the logit of a head
@@ -89,8 +93,8 @@ class Problem:
         swap = self.layout == "bnhd"
 
         def given(y: Tensor) -> Tensor:
-            y = y.transpose(1, 2).contiguous() if swap else y
-            return y.detach().requires_grad_()
+            y = y.transpose(1, 2) if swap else y
+            return guarded(y.shape, y.dtype).copy_(y).requires_grad_()
 
         leaves = {"q": given(x.q), "k": given(x.k), "v": given(x.v)}
         named = {n: torch.from_numpy(y) for n, y in self.inputs.items()}
@@ -98,9 +102,10 @@ class Problem:
             if y.is_floating_point():
                 leaves[name] = named[name] = y.float().requires_grad_()
         q, k, v = (leaves[n] for n in "qkv")
-        out, lse = self.kernel(q, k, v, return_lse=True, **named)
-        do = x.do.transpose(1, 2) if swap else x.do
-        grads = torch.autograd.grad([out, lse], list(leaves.values()), [do, x.of_lse])
+        do = given(x.do).detach()
+        with fouled_memory():
+            out, lse = self.kernel(q, k, v, return_lse=True, **named)
+            grads = torch.autograd.grad([out, lse], list(leaves.values()), [do, x.of_lse])
         found = {"out": out.detach(), **{f"d{n}": g for n, g in zip(leaves, grads, strict=True)}}
         if swap:
             four = ("out", "dq", "dk", "dv")
@@ -155,6 +160,43 @@ class Tensors:
 
     def copy(self) -> Tensors:
         return Tensors(*(x.clone() for x in (self.q, self.k, self.v, self.do, self.of_lse)))
+
+
+def guarded(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A contiguous tensor of NaN (of huge ints) between others of them: what a kernel does not
+    write, and what it reads past an end, shows.
+    """
+    size = math.prod(shape)
+    foul: float = torch.nan
+    if not dtype.is_floating_point:
+        foul = 1 if dtype == torch.bool else torch.iinfo(dtype).max
+    return torch.full((size + 2 * GUARD,), foul, dtype=dtype)[GUARD : GUARD + size].view(*shape)
+
+
+@contextmanager
+def fouled_memory() -> Iterator[None]:
+    """Python's allocations of tensors are guarded."""
+
+    def shaped(*shape: Any) -> Sequence[int]:
+        return shape[0] if shape and not isinstance(shape[0], int) else shape
+
+    def new_empty(like: Tensor, *shape: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+        return guarded(shaped(*shape), dtype or like.dtype)
+
+    def empty(*shape: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+        return guarded(shaped(*shape), dtype or torch.float32)
+
+    def empty_like(like: Tensor, **_: Any) -> Tensor:
+        order = sorted(range(like.ndim), key=like.stride, reverse=True)
+        dense = guarded([like.shape[i] for i in order], like.dtype)
+        return dense.permute([order.index(i) for i in range(like.ndim)])
+
+    with (
+        patch.object(torch.Tensor, "new_empty", new_empty),
+        patch.object(torch, "empty", empty),
+        patch.object(torch, "empty_like", empty_like),
+    ):
+        yield
 
 
 class _Scores(torch.autograd.Function):
