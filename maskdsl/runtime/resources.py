@@ -20,23 +20,28 @@ from typing import Any
 
 from maskdsl.codegen import Emitted
 from maskdsl.errors import CompileError
+from maskdsl.runtime.machine_code import Code, read_amdgcn, read_sass
 
 SECONDS = 600  # for one process of compilations
 
 
 @dataclass(frozen=True)
 class Resources:
-    """registers: of a thread. spills: bytes of local memory of a thread. shared: bytes of shared
-    memory of a block.
+    """registers: of a thread, AMD's accumulation registers included. spills: bytes of local memory
+    of a thread (AMD: scratch). shared: bytes of shared memory of a block (AMD: LDS).
 
     instructions: opcode to count in the machine code; `MUFU` is counted by function (`MUFU.EX2`).
-    Of a module with several kernels: the most that one of them takes, and all their instructions.
+    loops: kernel name to its innermost loops with matrix products, in order of address, each an
+    opcode to its count in one iteration (`loops["causal_dq"][0]["HGMMA"]`).
+    Of a module with several kernels: the most that one of them takes, all their instructions, and
+    the loops of each, in the module's order.
     """
 
     registers: int
     spills: int
     shared: int
     instructions: Mapping[str, int]
+    loops: Mapping[str, tuple[Mapping[str, int], ...]]
 
 
 def resources(kernel: str | Emitted, target: str = "sm_90") -> Resources:
@@ -75,7 +80,8 @@ def resources_many(jobs: Sequence[tuple[str | Emitted, str]]) -> list[Resources]
     for (_, target), one in zip(jobs, found, strict=True):
         if "error" in one:
             raise CompileError(f"triton could not compile the kernel for {target}: {one['error']}")
-    return [Resources(**one) for one in found]
+    loops = [{kernel: tuple(x) for kernel, x in one.pop("loops").items()} for one in found]
+    return [Resources(**one, loops=x) for one, x in zip(found, loops, strict=True)]
 
 
 # in the process that compiles
@@ -106,6 +112,7 @@ def together(kernels: Sequence[Resources]) -> Resources:
         max(one.spills for one in kernels),
         max(one.shared for one in kernels),
         dict(sorted(counts.items())),
+        {kernel: loops for one in kernels for kernel, loops in one.loops.items()},
     )
 
 
@@ -126,10 +133,10 @@ def _compile(path: Path, target: str) -> list[Resources]:
         source = _as_called(kernel, module)
         compiled = triton.compile(source, target=machine, options=module["OPTIONS"])
         shared = compiled.metadata.shared
-        if "cubin" in compiled.asm:
-            found.append(_of_cubin(compiled.asm["cubin"], shared))
-        else:
-            found.append(_of_amdgcn(compiled.asm["amdgcn"], shared))
+        read = _of_cubin if "cubin" in compiled.asm else _of_amdgcn
+        registers, spills, code = read(compiled.asm)
+        loops = {kernel.__name__: code.loops()}
+        found.append(Resources(registers, spills, shared, code.counts(), loops))
     return found
 
 
@@ -176,34 +183,26 @@ def _as_called(kernel: Any, module: dict[str, Any]) -> Any:
     return ASTSource(kernel, signature, constants, aligned)
 
 
-def _of_cubin(cubin: bytes, shared: int) -> Resources:
+def _of_cubin(asm: Mapping[str, Any]) -> tuple[int, int, Code]:
+    """(registers, spills, code)"""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(asm["cubin"])
         file.flush()
         usage = _output(tools / "cuobjdump", "--dump-resource-usage", file.name)
         code = _output(tools / "nvdisasm", "-c", file.name)
     numbers = {word: int(n) for word, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    found = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code)
-    counts = Counter(".".join(x.split(".")[: 2 if x.startswith("MUFU") else 1]) for x in found)
-    spills = numbers["STACK"] + numbers["LOCAL"]
-    return Resources(numbers["REG"], spills, shared, dict(sorted(counts.items())))
+    return numbers["REG"], numbers["STACK"] + numbers["LOCAL"], read_sass(code)
 
 
-def _of_amdgcn(text: str, shared: int) -> Resources:
-    numbers = {
-        word: int(n)
-        for word, n in re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", text)
-    }
-    found = re.findall(r"^\s+((?:v|s|ds|buffer|global|flat)_\w+)\b", text, re.MULTILINE)
-    return Resources(
-        numbers["vgpr_count"],
-        numbers["private_segment_fixed_size"],
-        shared,
-        dict(sorted(Counter(found).items())),
-    )
+def _of_amdgcn(asm: Mapping[str, Any]) -> tuple[int, int, Code]:
+    """As `_of_cubin`."""
+    text = asm["amdgcn"]
+    of_kernel = re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", text)
+    numbers = {word: int(n) for word, n in of_kernel}
+    return numbers["vgpr_count"], numbers["private_segment_fixed_size"], read_amdgcn(text)
 
 
 def _output(*command: str | Path) -> str:
