@@ -17,7 +17,6 @@ from grid_cases import CASES, Case  # those of library_cases too
 from kernel_truth import Problem, check_hidden, check_hidden_from_inputs, check_values
 
 import maskdsl
-from maskdsl import CompileError
 from maskdsl.language.parse import parse_text
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -28,10 +27,6 @@ PATTERNS = [
     for path in sorted(STD.glob("*.mask"))
     for p in parse_text(path.read_text(), path.stem).patterns
 ]
-SEGMENTED = {
-    "block_diffusion", "sliding_tile:sliding_tile_text", "spatial_head:spatial_head_text",
-    "temporal_head:temporal_head_text",
-}  # fmt: skip
 
 Random = np.random.Generator
 # Those that `CASES` lacks, and some whose queries may see nothing: extents and parameters, and
@@ -125,12 +120,6 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
     )
 
 
-def named(name: str) -> Any:
-    refused = "kernels take one segment of queries and one of keys so far"
-    marks = [pytest.mark.xfail(raises=CompileError, reason=refused, strict=False)]
-    return pytest.param(name, marks=marks if name in SEGMENTED else [])
-
-
 def test_no_pattern_is_left_out() -> None:
     assert len(PATTERNS) > 50
     assert {*CASES, *OWN} >= {*PATTERNS}
@@ -140,7 +129,7 @@ def test_the_cases_are_worth_checking() -> None:
     """Most have ragged extents, hidden keys and tiles that no one visits; some, queries that see
     nothing, keys that no one sees, grouped queries, both layouts.
     """
-    cases = [problem(name) for name in PATTERNS if name not in SEGMENTED]
+    cases = [problem(name) for name in PATTERNS]
     plans = [p.mask.plan(**p.tiles) for p in cases]
     assert sum(not plan.proofs["divisible"] for plan in plans) > 40
     assert sum(plan.tiles.empty > 0 for plan in plans) > 25
@@ -153,17 +142,17 @@ def test_the_cases_are_worth_checking() -> None:
     assert sum(p.head_dim != p.value_dim for p in cases) > 20
 
 
-@pytest.mark.parametrize("name", [named(n) for n in PATTERNS])
+@pytest.mark.parametrize("name", PATTERNS)
 def test_values_and_gradients(name: str) -> None:
     check_values(problem(name))
 
 
-@pytest.mark.parametrize("name", [named(n) for n in PATTERNS])
+@pytest.mark.parametrize("name", PATTERNS)
 def test_values_and_gradients_in_float16(name: str) -> None:
     check_values(problem(name, torch.float16))
 
 
-@pytest.mark.parametrize("name", [named(n) for n in PATTERNS])
+@pytest.mark.parametrize("name", PATTERNS)
 def test_what_may_not_be_seen_changes_nothing(name: str) -> None:
     check_hidden(problem(name))
 
@@ -173,9 +162,6 @@ def test_what_may_not_be_seen_reaches_no_input(name: str) -> None:
     check_hidden_from_inputs(problem(name))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the digest in a key leaves out what a kernel works out for each key"
-)
 def test_kernels_of_other_parameters_are_other_kernels() -> None:
     text = "pattern p(c: int) over (n) keep q.n % 7 == k.n // c % 7"
     tiles = {"q_tile": 16, "kv_tile": 16}

@@ -1,4 +1,4 @@
-"""Measured settings: what is tried, what is chosen, what is remembered. Timings are stood in for."""
+"""Measured settings: what is tried, chosen and remembered. Timings are stood in for."""
 
 from __future__ import annotations
 
