@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-from numpy.typing import NDArray
-
-from maskdsl.simulator.plans import PlanLike
+from maskdsl.simulator.plans import PlanLike, Rows, plan_rows
 
 
 def speedup_bounds(plan: PlanLike) -> dict[str, float]:
@@ -25,18 +22,16 @@ def speedup_bounds(plan: PlanLike) -> dict[str, float]:
     All are infinite for a mask that allows nothing.
     """
     heads, queries, keys = plan.mask_shape
-    pairs, counts = plan.pairs, plan.tiles
-    heaviest = max((_heaviest(plan.row_counts(c.heads[0])) for c in plan.head_classes), default=0)
+    return bounds_of(plan_rows(plan, 1), plan.kv_tiles, plan.pairs, heads * queries * keys)
+
+
+def bounds_of(rows: Rows, kv_tiles: int, pairs: int | None, all_pairs: int) -> dict[str, float]:
+    """The bounds of some rows of query tiles; `pairs` of `all_pairs` are allowed."""
     return {
-        "flops": math.nan if pairs is None else _ratio(heads * queries * keys, pairs),
-        "tiles": _ratio(counts.total, counts.full + counts.partial),
-        "rows": _ratio(plan.kv_tiles, heaviest),
+        "flops": math.nan if pairs is None else _ratio(all_pairs, pairs),
+        "tiles": _ratio(rows.number * kv_tiles, rows.visited),
+        "rows": _ratio(kv_tiles, rows.heaviest),
     }
-
-
-def _heaviest(row_counts: tuple[NDArray[np.int64], NDArray[np.int64]]) -> int:
-    full, partial = row_counts
-    return int((full + partial).max(initial=0))
 
 
 def _ratio(dense: int, sparse: int) -> float:

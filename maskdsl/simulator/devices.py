@@ -40,10 +40,9 @@ class Device:
     """Rates and sizes of one GPU, without sparsity. `sources` tells where each figure comes from.
 
     A *unit* is a multiprocessor (NVIDIA) or compute unit (AMD). Clocks are in Hz, rates of matrix
-    products in FLOP/s for the whole device, rates "per clock" in lanes per clock and unit,
-    bandwidth in bytes per second, sizes in bytes (registers: a count of 32-bit ones), times in
-    seconds. `efficiency` is the share of the peak rates that a Triton attention kernel was
-    measured to reach on this generation.
+    products in FLOP/s for the whole device, rates "per clock" in lanes per clock and unit
+    (`issue_lanes_per_clock` bounds instructions of all kinds together), bandwidths in bytes per
+    second, sizes in bytes (registers: a count of 32-bit ones), times in seconds.
     """
 
     name: str
@@ -56,15 +55,17 @@ class Device:
     fp32_flops: float
     exponentials_per_clock: float
     integer_ops_per_clock: float
+    vector_ops_per_clock: float
+    issue_lanes_per_clock: float
     memory_bandwidth: float
     memory_bytes: int
     l2_bytes: int
     last_level_cache_bytes: int
+    l2_bandwidth: float
     shared_per_unit: int
     shared_per_block: int
     registers_per_unit: int
     launch_overhead: float
-    efficiency: float
     sources: Mapping[str, str] = field(compare=False, repr=False)
 
     def matrix_flops(self, dtype: str) -> float:

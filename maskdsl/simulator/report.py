@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from maskdsl.simulator.predict import Prediction
+    from maskdsl.simulator.prediction import Prediction
 
 WIDTH = 100
 
@@ -33,12 +33,15 @@ def ratio_text(ratio: float) -> str:
 def prediction_table(prediction: Prediction) -> str:
     """The prediction as lines of at most `WIDTH` characters, without colours."""
     p = prediction
-    title = f"{p.direction} attention on {p.device}, {p.dtype}: predicted"
+    by = "" if p.engine == "maskdsl" else f" by {p.engine}"
+    title = f"{p.direction} attention on {p.device}{by}, {p.dtype}: predicted"
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    shape = f"{p.batch} x {p.heads} heads, {p.queries} x {p.keys} tokens, d={p.head_dim}"
+    heads = f"{p.heads} heads" if p.heads == p.kv_heads else f"{p.heads} on {p.kv_heads} heads"
+    shape = f"{p.batch} x {heads}, {p.queries} x {p.keys} tokens, d={p.head_dim}"
     table.add_row("shape", shape)
+    table.add_row("lanes of a tile", f"{p.q_lanes} x {p.kv_lanes}")
     for kind in ("full", "partial", "empty"):
         count = p.tiles[kind]
         table.add_row(f"{kind} tiles", f"{count} of {p.tiles['total']}")
@@ -47,6 +50,8 @@ def prediction_table(prediction: Prediction) -> str:
     table.add_row("dense time", seconds_text(p.dense_time))
     table.add_row("time", seconds_text(p.time))
     table.add_row("speedup", ratio_text(p.speedup))
+    if p.splits > 1:
+        table.add_row("each row's keys split in", str(p.splits))
     table.add_row("bottleneck", p.bottleneck)
     text = io.StringIO()
     Console(file=text, width=WIDTH, color_system=None, force_terminal=False).print(table)
