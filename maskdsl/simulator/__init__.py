@@ -6,8 +6,10 @@ from maskdsl.simulator.devices import Device, device_names, load_device
 from maskdsl.simulator.engines import Engine, engine_names, load_engine
 from maskdsl.simulator.estimate import Estimate
 from maskdsl.simulator.layout import layout_cost
+from maskdsl.simulator.model import ModelPrediction, simulate_model
 from maskdsl.simulator.predict import simulate
 from maskdsl.simulator.prediction import Prediction
+from maskdsl.simulator.sweep import Sweep, sweep
 
 __all__ = [
     "CompiledKernel",
@@ -15,7 +17,9 @@ __all__ = [
     "Engine",
     "Estimate",
     "KernelCost",
+    "ModelPrediction",
     "Prediction",
+    "Sweep",
     "Work",
     "device_names",
     "engine_names",
@@ -23,5 +27,7 @@ __all__ = [
     "load_device",
     "load_engine",
     "simulate",
+    "simulate_model",
     "speedup_bounds",
+    "sweep",
 ]

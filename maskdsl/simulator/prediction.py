@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from maskdsl.simulator.arguments import plain
 from maskdsl.simulator.estimate import Estimate
 from maskdsl.simulator.report import prediction_table
 
@@ -15,7 +17,7 @@ class Prediction:
 
     `sparse` is the estimate under the plan, `dense` the one where every tile is visited and none is
     masked. `bounds` are those of `speedup_bounds`. `heads`, `kv_heads` and `batch` are those asked
-    about; `tiles` counts those of the plan's own heads.
+    about; `tiles` counts those of the plan's own heads. `choice` is what a sweep chose.
     """
 
     device: str
@@ -34,6 +36,7 @@ class Prediction:
     bounds: dict[str, float]
     sparse: Estimate
     dense: Estimate
+    choice: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def time(self) -> float:
@@ -80,4 +83,5 @@ class Prediction:
             "memory_time": self.sparse.memory,
             "shares": self.sparse.shares,
             "passes": {p.name: p.time for p in self.sparse.passes},
+            "choice": plain(self.choice),
         }
