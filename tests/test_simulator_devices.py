@@ -10,7 +10,14 @@ import pytest
 from simulator_plans import FakePlan, one_line
 
 from maskdsl.errors import BindError
-from maskdsl.simulator import device_names, engine_names, load_device, load_engine, simulate
+from maskdsl.simulator import (
+    device_for,
+    device_names,
+    engine_names,
+    load_device,
+    load_engine,
+    simulate,
+)
 
 DEVICES = ["a100", "b200", "h100", "h200", "mi300x", "rtx4090"]
 
@@ -19,7 +26,7 @@ DEVICES = ["a100", "b200", "h100", "h200", "mi300x", "rtx4090"]
 def test_device_files_carry_their_sources(name):
     device = load_device(name.upper())
     assert device.name == name and load_device(device) is device
-    figures = set(device.__dataclass_fields__) - {"name", "full_name", "sources"}
+    figures = set(device.__dataclass_fields__) - {"name", "full_name", "target", "sources"}
     assert set(device.sources) == figures
     assert all(len(text) > 20 for text in device.sources.values())
 
@@ -34,6 +41,19 @@ def test_device_figures_agree_with_each_other(name):
     assert device.l2_bytes <= device.last_level_cache_bytes < device.memory_bytes
     assert device.memory_bandwidth < device.l2_bandwidth
     assert device.integer_ops_per_clock <= device.issue_lanes_per_clock
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_each_target_has_a_device(name):
+    target = load_device(name).target
+    assert device_for(target).target == target
+    assert device_for("sm_90").name == "h100"
+
+
+def test_unknown_targets_give_one_line():
+    with pytest.raises(BindError) as error:
+        device_for("sm_91")
+    assert "sm_91" in one_line(error) and "gfx942" in one_line(error)
 
 
 def test_device_names():

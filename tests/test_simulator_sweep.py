@@ -74,6 +74,14 @@ def test_options_and_masks_and_plans() -> None:
     assert len(maskdsl.sweep(plan, devices=["a100", own], engine=["maskdsl", "natten"])) == 4
 
 
+def test_few_rows_want_smaller_tiles() -> None:
+    mask = WINDOW.bind(n=4096, window=1024)
+    found = maskdsl.sweep(mask, "h100", lanes=[(128, 64), (64, 64), (32, 64)])
+    assert found.best.q_lanes < 128 and len(found) == 3
+    many = maskdsl.sweep(mask, "h100", lanes=[(128, 64), (64, 64), (32, 64)], heads=64)
+    assert many.best.q_lanes == 128
+
+
 def test_what_cannot_be_planned_is_told_apart() -> None:
     found = maskdsl.sweep(WINDOW, n=1024, window=256, tiles=[(64, 64), (48, 64)])
     assert len(found) == 1 and len(found.failed) == 1

@@ -2,7 +2,7 @@
 
 from maskdsl.simulator.bounds import speedup_bounds
 from maskdsl.simulator.cost import CompiledKernel, KernelCost, Work
-from maskdsl.simulator.devices import Device, device_names, load_device
+from maskdsl.simulator.devices import Device, device_for, device_names, load_device
 from maskdsl.simulator.engines import Engine, engine_names, load_engine
 from maskdsl.simulator.estimate import Estimate
 from maskdsl.simulator.layout import layout_cost
@@ -21,6 +21,7 @@ __all__ = [
     "Prediction",
     "Sweep",
     "Work",
+    "device_for",
     "device_names",
     "engine_names",
     "layout_cost",

@@ -19,7 +19,7 @@ from maskdsl.simulator.estimate import MOST_SPLITS
 from maskdsl.simulator.inputs import with_inputs
 from maskdsl.simulator.layout import layout_cost
 from maskdsl.simulator.operations import program_work
-from maskdsl.simulator.passes import Pass, find_direction
+from maskdsl.simulator.passes import find_direction
 from maskdsl.simulator.plans import PlanLike, lanes_of, last_tiles, plan_rows
 from maskdsl.simulator.prediction import Prediction
 from maskdsl.simulator.run import Compiled, Run
@@ -41,6 +41,7 @@ def simulate(
     kv_heads: int | None = None,
     engine: str | Engine = "maskdsl",
     splits: int | None = None,
+    lanes: tuple[int, int] | int | None = None,
     inputs: Mapping[str, Any] | None = None,
     compiled: Compiled = None,
 ) -> Prediction:
@@ -55,8 +56,9 @@ def simulate(
 
     queries: only the last so many (decoding). kv_heads: of keys and values, the mask's by default.
     engine: whose kernels, `"maskdsl"` or `"natten"`. splits: pieces into which the keys of a row
-    are cut; by default the fastest number where `queries` is given and 1 elsewhere. inputs: arrays
-    for inputs that decide which pairs are allowed, by name. compiled: what the machine code says,
+    are cut; by default the fastest number where `queries` is given and 1 elsewhere. lanes: of the
+    query and key tiles that a mask is planned with. inputs: arrays for inputs that decide which
+    pairs are allowed, by name. compiled: what the machine code says,
     of the forward kernel or by name of the pass (`"forward"`, `"dq"`, `"dkv"`).
 
     Raises `BindError` for arguments that do not fit.
@@ -72,11 +74,14 @@ def simulate(
             raise BindError("queries= is for decoding, which has a forward pass alone")
     if isinstance(mask_or_plan, Mask):
         mask = mask_or_plan if inputs is None else with_inputs(mask_or_plan, inputs)
-        plan: PlanLike = _planned(mask, head_dim, queries, element, chosen, kernels, steps)
+        asked_lanes = _lanes(lanes, head_dim, queries, chosen, kernels)
+        work = program_work(mask.closed())
+        cost = layout_cost(chosen, head_dim, element, steps[-1], work, kernels)
+        plan: PlanLike = mask.plan(lanes=asked_lanes, cost=cost)
     elif not hasattr(mask_or_plan, "row_counts"):
         raise BindError(f"simulate takes a mask or a plan, not {type(mask_or_plan).__name__}")
-    elif inputs is not None:
-        raise BindError("inputs can be given with a mask, not with a plan, which is made")
+    elif inputs is not None or lanes is not None:
+        raise BindError("inputs and lanes can be given with a mask, not with a plan, which is made")
     else:
         mask, plan = None, mask_or_plan
     own, total, keys = plan.mask_shape
@@ -127,23 +132,22 @@ def simulate(
     )
 
 
-def _planned(
-    mask: Mask,
+def _lanes(
+    given: tuple[int, int] | int | None,
     head_dim: int,
     queries: int | None,
-    dtype: str,
     device: Device,
     engine: Engine,
-    steps: tuple[Pass, ...],
-) -> Plan:
-    """With the engine's tiles, or those of kernels of this head_dim; of fewer query lanes for a few
-    queries.
+) -> tuple[int, int] | int:
+    """Those asked for, the engine's, or those of kernels of this head_dim; of fewer query lanes for
+    a few queries.
     """
+    if given is not None:
+        return given
     q, kv = engine.lanes.get(device.name) or kernel_lanes(head_dim)
     if queries is not None:
         q = min(q, max(16, 1 << (queries - 1).bit_length()))
-    cost = layout_cost(device, head_dim, dtype, steps[-1], program_work(mask.closed()), engine)
-    return mask.plan(lanes=(q, kv), cost=cost)
+    return q, kv
 
 
 def _kv_heads(plan: Any, heads: int, given: int | None) -> int:

@@ -20,7 +20,7 @@ from maskdsl.simulator.predict import simulate
 from maskdsl.simulator.prediction import Prediction
 from maskdsl.simulator.report import sweep_table
 
-OPTIONS = ("head_dim", "batch", "dtype", "direction", "queries", "engine", "splits")
+OPTIONS = ("head_dim", "batch", "dtype", "direction", "queries", "engine", "splits", "lanes")
 MAX_CHOICES = 10_000
 Named = str | os.PathLike[str] | Device
 
@@ -79,9 +79,9 @@ def sweep(
 
     tiles: pairs of a query and a key tile as `Mask.plan` takes them, or None in place of a pair for
     the layout search's own. Other names are extents and parameters of the pattern, `heads`,
-    `kv_heads`, and the options `head_dim`, `batch`, `dtype`, `direction`, `queries`, `engine` and
-    `splits` of `simulate`; each is a value, or a list of values to try (of an array parameter: a
-    list of arrays).
+    `kv_heads`, and the options `head_dim`, `batch`, `dtype`, `direction`, `queries`, `engine`,
+    `splits` and `lanes` of `simulate`; each is a value, or a list of values to try (where a value
+    is itself a list, as of array parameters and lanes: a list of lists).
 
     least_speedup: only predictions at least so many times faster than dense attention, those that
     keep the most pairs first: "what window can I afford for 3x?".
@@ -161,7 +161,7 @@ def _values(subject: Any, name: str, value: Any) -> list[Any]:
     """The values to try for one name."""
     pattern = subject.pattern if isinstance(subject, Mask) else subject
     params = pattern.params if isinstance(pattern, Pattern) else {}
-    rank = len(params[name].type.dims) if name in params else 0
+    rank = len(params[name].type.dims) if name in params else int(name == "lanes")
     if isinstance(value, str) or np.ndim(value) <= rank:
         return [value]
     return list(value)
