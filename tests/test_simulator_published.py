@@ -8,6 +8,8 @@ come from the row called "fitted". docs/simulator.md has the same table.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from pathlib import Path
 
@@ -131,3 +133,18 @@ def test_rates_of_triton_kernels(device, tokens, batch, heads, head_dim, rate):
     flops = 4 * tokens**2 * head_dim * batch * heads
     fitted = device in ("h100", "mi300x")
     assert flops / p.time / 1e12 == pytest.approx(rate, rel=0.01 if fitted else 0.15)
+
+
+def test_the_manuals_examples_run() -> None:
+    namespace: dict[str, object] = {}
+    printed = ""
+    for language, text in re.findall(
+        r"^```(python|text)\n(.*?)^```$", MANUAL.read_text(), re.M | re.S
+    ):
+        if language == "text":
+            assert printed.rstrip() == text.rstrip()
+            continue
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile(text, "docs/simulator.md", "exec"), namespace)
+        printed = out.getvalue()

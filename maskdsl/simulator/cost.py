@@ -120,7 +120,8 @@ class TileShape:
 
     @property
     def pairs(self) -> int:
-        return self.q_lanes * self.kv_lanes
+        """Of lanes, padded as products need them."""
+        return max(MIN_PRODUCT_SIDE, self.q_lanes) * max(MIN_PRODUCT_SIDE, self.kv_lanes)
 
     @property
     def features(self) -> int:
