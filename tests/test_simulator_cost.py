@@ -13,7 +13,14 @@ from maskdsl.errors import BindError
 from maskdsl.simulator import CompiledKernel, KernelCost, Work, load_device, load_engine, simulate
 from maskdsl.simulator.cost import TileShape, kernel_cost, tile_costs
 from maskdsl.simulator.occupancy import resident_programs
-from maskdsl.simulator.operations import UNKNOWN, Operations, masking, pair_work, scoring
+from maskdsl.simulator.operations import (
+    BY_CONSTANT,
+    UNKNOWN,
+    Operations,
+    masking,
+    pair_work,
+    scoring,
+)
 from maskdsl.simulator.passes import FORWARD, find_direction
 from maskdsl.simulator.plans import plan_rows
 from maskdsl.simulator.traffic import Tensors, memory_traffic
@@ -102,6 +109,8 @@ def test_the_mask_at_hand_is_counted():
     assert sum(astuple(dilated)) > sum(astuple(window))
     # What one side decides is at hand: a comparison of two numbers, whatever they are made of.
     assert mask_work("keep (q.n * q.n + 7) // 5 <= k.n % 11") == causal
+    assert mask_work("keep (q.n - k.n) % 8 == 0").integer == 3  # subtract, mask, compare
+    assert mask_work("keep (q.n - k.n) % 7 == 0").integer == 3 + BY_CONSTANT - 1
     assert mask_work("keep random(1, q.n, k.n) < 0.5").integer > 10
 
 
@@ -151,6 +160,15 @@ def test_machine_code_counts_instead_of_estimates():
     plan = maskdsl.load("std/sliding_window").bind(n=8192, window=512).plan(q_tile=128, kv_tile=64)
     times = [simulate(plan, device="h100", heads=8, compiled=c).time for c in (None, code)]
     assert times[0] == pytest.approx(times[1], rel=0.1)
+    spilling = tile_costs(shape, FORWARD, UNKNOWN, h100, engine, replace(code, spills=8))
+    stored_and_read = kernel_cost(Work(bytes=2 * 8 * 8 * 32), h100, "bf16").loads
+    assert spilling.row.loads - read.row.loads == pytest.approx(stored_and_read)
+    backward = [
+        simulate(plan, device="h100", direction="backward", compiled=c)
+        for c in (None, code, {"dq": code})
+    ]
+    assert backward[0] == backward[1]  # one kernel's code is the forward one's
+    assert backward[0].sparse.passes[1] != backward[2].sparse.passes[1]
     slow = replace(code, partial_instructions=4900)
     assert simulate(plan, device="h100", heads=8, compiled={"forward": slow}).time > 1.5 * times[1]
     with pytest.raises(BindError, match="shared memory"):
@@ -194,6 +212,10 @@ def test_backward_passes_by_hand():
     shape, nothing = TileShape(128, 64, 128, "bf16"), Operations()
     products = [s.products for s in (prepare, dq, dkv)]
     assert products == [0, 3, 4]  # S, dP, dQ; S, dP, dV, dK
+    score, pairs = Operations(integer=1, vector=3, special=1), 128 * 64
+    plain, scored = (shape.work(dq, s) for s in (nothing, score))
+    assert scored.vector_ops - plain.vector_ops == 2 * 3 * pairs  # the score and its derivative
+    assert scored.exponentials - plain.exponentials == 2 * pairs
     assert shape.work(dkv, nothing).bytes == 2 * 128 * 128 * 2  # q and do of a query tile
     assert shape.work(dq, nothing).bytes == 2 * 64 * 128 * 2  # k and v of a key tile
     plan = FakePlan(np.ones((1, 264, 264), int))

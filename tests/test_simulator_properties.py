@@ -128,6 +128,8 @@ def test_pieces_of_rows_hold_all_their_tiles(groups, pieces):
     parts = whole.split(pieces)
     assert parts.number == whole.number * pieces and parts.visited == whole.visited
     assert (parts.full * parts.count).sum() == (whole.full * whole.count).sum()
+    each = (parts.full + parts.partial).reshape(pieces, -1)
+    assert (each.max(0) - each.min(0) <= 1).all()
     assert parts.heaviest <= -(-whole.full.max() // pieces) + -(-whole.partial.max() // pieces)
 
 
@@ -156,6 +158,7 @@ def test_decoding_visits_what_the_last_queries_see(tokens, queries, condition):
     assert p.tiles["full"] + p.tiles["partial"] == 4 * visited.sum()
     assert p.bounds["rows"] == pytest.approx(plan.kv_tiles / visited.sum(1).max())
     planned = simulate(mask, queries=queries, device="h100")
+    assert planned.q_lanes == (16 if queries <= 16 else 32)
     allowed = 4 * mask.dense(queries=queries).sum()
     assert planned.bounds["flops"] == pytest.approx(4 * queries * tokens / allowed)
     assert (planned.queries, planned.keys, planned.kv_heads) == (queries, tokens, 2)

@@ -110,6 +110,12 @@ def test_few_rows_are_cut_into_the_number_of_pieces_that_wins() -> None:
     times = {n: simulate(mask, queries=1, device="h200", splits=n).time for n in (1, 2, 4, 8, 16)}
     chosen = simulate(mask, queries=1, device="h200")
     assert chosen.splits in times and chosen.time == min(times.values())
+    one = chosen.sparse.passes[0]
+    parts = 4 * chosen.splits * 32 * (128 + 1)  # fp32 results and a log-sum-exp of each piece
+    assert one.merge == pytest.approx(5e-6 + 2 * parts / 4.8e12)
+    assert one.time == one.launch + max(one.compute, one.memory) + one.merge
+    tiles = chosen.tiles["full"] + chosen.tiles["partial"]  # of 32 heads, on 8 of keys and values
+    assert one.bytes == 2 * 32 * 128 * 2 + tiles / 4 * 64 * 2 * 128 * 2
     assert 1 < chosen.splits < 16 and times[1] > 2 * chosen.time
     assert chosen.dense.splits >= chosen.splits  # dense attention is helped as well
     whole = simulate(mask.plan(q_tile=128, kv_tile=64), device="h200")

@@ -146,11 +146,7 @@ def estimate_pass(
     pieces: Sequence[int] = (1,),
 ) -> PassEstimate:
     """The fastest of the numbers of `pieces` into which rows may be cut."""
-    found = [
-        _estimate(rows, tensors, shape, step, costs, machine, n)
-        for n in pieces
-        if n == pieces[0] or n <= rows.heaviest
-    ]
+    found = [_estimate(rows, tensors, shape, step, costs, machine, n) for n in pieces]
     return min(found, key=lambda p: p.time)
 
 

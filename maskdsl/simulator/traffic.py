@@ -31,9 +31,9 @@ def memory_traffic(
 
     Tensors of the rows' own side count once and whole. Walked ones (k and v; for rows of keys, q
     and do) are shared by the rows that run at the same time: those of one head, and of the heads
-    that share k and v. They come from memory once where those in flight fit the last cache
-    together, otherwise once for every wave of rows of a head; but never more than the visited tiles
-    hold.
+    that share k and v. They come from memory once where those of a head fit the last cache or all
+    of its rows run at once, otherwise once for every wave of its rows; but never more than the
+    visited tiles hold.
     """
     tokens, heads = tensors.side(step.side)
     walked_tokens, walked_heads = tensors.side("k" if step.side == "q" else "q")
@@ -41,8 +41,7 @@ def memory_traffic(
     walked = step.streams * walked_tokens * shape.token_bytes  # of one head
     sharing = max(1.0, tensors.q_heads / tensors.kv_heads) if step.side == "q" else 1.0
     rows_of_head = max(1, rows.number // max(tensors.q_heads, 1))
-    in_flight = min(walked_heads, -(-programs // rows_of_head))
-    fits = in_flight * walked <= device.last_level_cache_bytes
+    fits = walked <= device.last_level_cache_bytes
     waves = 1 if fits else -(-rows_of_head // programs)
     lanes = shape.lanes("k" if step.side == "q" else "q")
     visited = rows.visited * step.streams * lanes * shape.token_bytes / sharing
