@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from library_sizes import bindings
 from simulator_plans import FakeClass, FakeCounts, FakePlan, FakeTile
 
 import maskdsl
@@ -147,5 +148,37 @@ def test_known_inputs_decide_tiles() -> None:
     for inputs in ({}, {"dog": doc}, {"doc": doc[0]}, {"doc": doc, "more": doc}):
         with pytest.raises(maskdsl.BindError):
             simulate(mask, inputs=inputs)
+    last = simulate(mask, inputs={"doc": doc}, queries=1)
+    assert last.bounds["flops"] == 1024 / mask.dense(doc=doc)[-1].sum()
     slopes = maskdsl.load("std/alibi").bind(n=1024)
     assert simulate(slopes, inputs={}).time == simulate(slopes).time
+    assert simulate(slopes, queries=1).bounds["flops"] == 1
+
+
+LIBRARY = bindings(4096)
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_every_library_pattern_is_predicted_both_ways(name: str) -> None:
+    file, _, entry = name.partition(":")
+    mask = maskdsl.load(f"std/{file}", name=entry or file).bind(**LIBRARY[name][0])
+    for direction in ("forward", "backward"):
+        p = simulate(mask, device="h100", direction=direction)
+        assert 0 < p.time < 1 and p.speedup < 1.2 * p.bounds["tiles"]
+        flops, tiles, rows = p.bounds.values()
+        assert flops * (1 + 1e-9) >= tiles >= rows * (1 - 1e-9)
+        json.dumps(p.to_dict())
+    if mask.program.shared and not mask.program.segmented:
+        one = simulate(mask, device="h100", queries=1)
+        assert one.time < 1 and one.bounds["flops"] == pytest.approx(
+            mask.heads * mask.shape[2] / last_pairs(mask)
+        )
+
+
+def last_pairs(mask: maskdsl.Mask) -> int:
+    sizes = {"heads": mask.heads, "batch": 1, **mask.extents}
+    inputs = {
+        array.name: np.zeros([n if isinstance(n, int) else sizes.get(n, 1) for n in array.dims])
+        for array in mask.program.inputs
+    }
+    return sum(int(mask.dense(head=h, queries=1, **inputs).sum()) for h in range(mask.heads))

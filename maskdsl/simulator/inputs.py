@@ -11,7 +11,7 @@ import numpy as np
 
 from maskdsl.ir import logic
 from maskdsl.ir.definition import arrays_of, match_inputs
-from maskdsl.ir.integers import integer
+from maskdsl.ir.integers import integer, truth
 from maskdsl.ir.nodes import Array, Node, postorder
 from maskdsl.ir.rewrite import substitute
 from maskdsl.ir.storage import content_of
@@ -31,7 +31,8 @@ def with_inputs(mask: Mask, inputs: Mapping[str, Any]) -> Mask:
     list(match_inputs(needed, inputs))  # nothing else is given
     tables = {a.name: _table(a, arrays_of((a,), {a.name: inputs[a.name]}, 0)) for a in needed}
     blocks = tuple(
-        tuple(replace(b, keep=_known(b.keep, tables)) for b in row) for row in program.blocks
+        tuple(replace(b, keep=_known(b.keep, tables), error=truth(False)) for b in row)
+        for row in program.blocks
     )
     known = copy(mask)
     known.program = replace(program, blocks=blocks)

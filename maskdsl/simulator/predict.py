@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from maskdsl.errors import BindError
+from maskdsl.ir.definition import dense
 from maskdsl.pattern import Mask
 from maskdsl.planner import Plan
 from maskdsl.planner.layout import kernel_lanes
@@ -126,7 +127,7 @@ def simulate(
             "partial": visited - full,
             "total": rows.number * plan.kv_tiles,
         },
-        bounds=bounds_of(rows, plan.kv_tiles, pairs, own * asked_queries * keys),
+        bounds=bounds_of(plan, rows, pairs, own * asked_queries * keys),
         sparse=run.estimate(steps, dense=False),
         dense=run.estimate(steps, dense=True),
     )
@@ -162,10 +163,12 @@ def _kv_heads(plan: Any, heads: int, given: int | None) -> int:
 
 def _few_pairs(mask: Mask | None, plan: PlanLike, queries: int) -> int | None:
     """Allowed pairs of the last queries over the mask's heads, or None where that is not known."""
-    if mask is None or plan.pairs is None or queries * plan.mask_shape[2] > LITTLE:
+    keys = plan.mask_shape[2]
+    if mask is None or plan.pairs is None or queries * keys > LITTLE:
         return None
+    program = mask.closed()
     return sum(
-        int(mask.dense(head=c.heads[0], queries=queries).sum()) * len(c.heads)
+        int(dense(program, c.heads[0], 0, keys - queries, queries, {}).sum()) * len(c.heads)
         for c in plan.head_classes
     )
 
