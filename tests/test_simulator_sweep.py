@@ -63,6 +63,21 @@ def test_array_parameters_vary_as_wholes() -> None:
     )
 
 
+def test_tiles_may_be_pairs_or_one_for_both() -> None:
+    image = maskdsl.load("std/natten2d")
+    rest = {"y": 64, "x": 64, "window": [9, 9], "stride": [1, 1], "dilation": [1, 1]}
+    found = maskdsl.sweep(
+        image, causal=[False, False], **rest, tiles=[(8, 16), ((8, 16), (8, 8)), None]
+    )
+    assert {p.choice["tiles"] for p in found} == {((8, 16), (8, 16)), ((8, 16), (8, 8)), None}
+    assert {p.q_lanes for p in found} == {128} and not found.failed
+    for wrong in ((8, 8, 8), "8x8", (1, 2, 3)):
+        with pytest.raises(maskdsl.BindError, match="pairs"):
+            maskdsl.sweep(image, causal=[False, False], **rest, tiles=[wrong])
+    lines = maskdsl.sweep(WINDOW, n=1024, window=9, tiles=[64, (64, 32), maskdsl.Tile(128)])
+    assert {(p.q_lanes, p.kv_lanes) for p in lines} == {(64, 64), (64, 32), (128, 128)}
+
+
 def test_options_and_masks_and_plans() -> None:
     mask = WINDOW.bind(n=4096, window=256)
     found = maskdsl.sweep(mask, head_dim=[64, 128], direction=["forward", "backward"], batch=2)

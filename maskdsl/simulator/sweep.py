@@ -13,7 +13,7 @@ import numpy as np
 
 from maskdsl.errors import BindError, MaskError, nearest
 from maskdsl.pattern import Mask, Pattern
-from maskdsl.planner import Plan
+from maskdsl.planner import Plan, Tile
 from maskdsl.simulator.arguments import plain
 from maskdsl.simulator.devices import Device, load_device
 from maskdsl.simulator.predict import simulate
@@ -77,7 +77,7 @@ def sweep(
 ) -> Sweep:
     """Predictions for every combination of choices, the fastest first.
 
-    tiles: pairs of a query and a key tile as `Mask.plan` takes them, or None in place of a pair for
+    tiles: pairs of a query and a key tile as `Mask.plan` takes them, one tile for both, or None for
     the layout search's own. Other names are extents and parameters of the pattern, `heads`,
     `kv_heads`, and the options `head_dim`, `batch`, `dtype`, `direction`, `queries`, `engine`,
     `splits` and `lanes` of `simulate`; each is a value, or a list of values to try (where a value
@@ -93,7 +93,7 @@ def sweep(
     named = [devices] if isinstance(devices, (str, os.PathLike, Device)) else list(devices)
     lists: dict[str, list[Any]] = {"device": [load_device(d) for d in named]}
     if tiles is not None:
-        lists["tiles"] = [_tile_pair(pair) for pair in tiles]
+        lists["tiles"] = [_tile_pair(subject, pair) for pair in tiles]
     bound = _bound_names(subject)
     for name, value in choices.items():
         if name not in bound and name not in OPTIONS:
@@ -167,9 +167,17 @@ def _values(subject: Any, name: str, value: Any) -> list[Any]:
     return list(value)
 
 
-def _tile_pair(pair: Any) -> tuple[Any, Any] | None:
-    if pair is None:
+def _tile_pair(subject: Any, given: Any) -> tuple[Any, Any] | None:
+    """A query and a key tile from a pair of them, or from one for both."""
+    if given is None:
         return None
-    if isinstance(pair, (list, tuple)) and len(pair) == 2:
-        return pair[0], pair[1]
-    raise BindError(f"tiles are pairs of a query and a key tile, not {pair!r}"[:200])
+    if isinstance(given, (int, np.integer, Tile)):
+        return given, given
+    axes = [len(s.axes) for s in subject.program.queries]
+    if isinstance(given, (list, tuple)):
+        numbers = all(isinstance(n, (int, np.integer)) for n in given)
+        if numbers and len(axes) == 1 and len(given) == axes[0]:
+            return given, given
+        if len(given) == 2 and (not numbers or axes == [1]):
+            return given[0], given[1]
+    raise BindError(f"tiles are pairs of a query and a key tile, not {given!r}"[:200])
