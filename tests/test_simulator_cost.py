@@ -73,9 +73,8 @@ def test_time_of_one_tile_by_hand():
     instructions = (pairs * (1 + 2.7 + 1.1) + scaled + 120 * threads) / 128
     tile = 2.0 * (products + exponentials + instructions) * 1e-9  # one warpgroup hides nothing
     moving = 2 * 64 * 128 * 2 / (1e12 / 10)  # q and o at a tenth of the bandwidth
-    loads_of_row = 2 * 64 * 128 * 2 / 1000 * 1e-9
     predicted = simulate(plan, head_dim=128, device=ROUND, engine=PLAIN)
-    assert predicted.time == pytest.approx(1e-6 + moving + loads_of_row + 2 * tile)
+    assert predicted.time == pytest.approx(1e-6 + moving + 2 * tile)
     partial = simulate(FakePlan([[[PARTIAL]]], q_lanes=64, kv_lanes=32), device=ROUND, engine=PLAIN)
     mask = 2.0 * 5 * pairs / 128 * 1e-9  # UNKNOWN: a range, and two selections
     assert partial.time == pytest.approx(predicted.time + mask)

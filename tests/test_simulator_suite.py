@@ -133,6 +133,10 @@ def test_a_few_queries_end_where_the_keys_end() -> None:
     assert p.tiles["total"] == 64 and 1 <= p.tiles["full"] + p.tiles["partial"] <= 9
     with pytest.raises(maskdsl.BindError, match="queries=5000"):
         simulate(mask, queries=5000)
+    apart = maskdsl.parse("pattern p over (n) -> (m) keep k.m <= q.n").bind(n=64, m=64)
+    with pytest.raises(maskdsl.BindError, match="share"):
+        simulate(apart, queries=1)
+    assert simulate(apart, queries=64).time > 0
 
 
 def test_known_inputs_decide_tiles() -> None:

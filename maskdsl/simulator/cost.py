@@ -158,15 +158,11 @@ class TileShape:
             bytes=float(step.streams * streamed * self.token_bytes),
         )
 
-    def row_work(self, step: Pass) -> Work:
-        """What a row moves once, however many tiles it visits."""
-        return Work(bytes=float(step.own * self.lanes(step.side) * self.token_bytes))
-
 
 @dataclass(frozen=True)
 class TileCosts:
-    """Of one pass: a full tile, a partial tile, and the prologue and epilogue of a row. warps: of a
-    program.
+    """Of one pass: a full tile, a partial tile, and the instructions of a row outside its loops,
+    where they are known. warps: of a program.
     """
 
     full: KernelCost
@@ -189,7 +185,7 @@ def tile_costs(
         return kernel_cost(shape.work(step, pair.score, mask), device, shape.dtype)
 
     full, partial = cost(None), cost(pair.mask)
-    row = kernel_cost(shape.row_work(step), device, shape.dtype)
+    row = KernelCost()
     warps = shape.warps
     if compiled is not None:
         warps = compiled.warps

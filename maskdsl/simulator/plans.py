@@ -154,6 +154,8 @@ def last_tiles(plan: Any, queries: int) -> NDArray[np.int64]:
     total = plan.mask_shape[1]
     if queries > total:
         raise BindError(f"queries={queries}, but the mask has {total}")
+    if queries < total and not plan.program.shared:
+        raise BindError("only a space that queries and keys share can have fewer queries")
     found, before = [np.zeros(0, dtype=np.int64)], 0
     for segment, grid in zip(plan.program.queries, plan.q_grids, strict=True):
         numbers = np.arange(grid.count)

@@ -59,8 +59,8 @@ def simulate(
     engine: whose kernels, `"maskdsl"` or `"natten"`. splits: pieces into which the keys of a row
     are cut; by default the fastest number where `queries` is given and 1 elsewhere. lanes: of the
     query and key tiles that a mask is planned with. inputs: arrays for inputs that decide which
-    pairs are allowed, by name. compiled: what the machine code says,
-    of the forward kernel or by name of the pass (`"forward"`, `"dq"`, `"dkv"`).
+    pairs are allowed, by name. compiled: what the machine code says, of the forward kernel or by
+    name of the pass (`"forward"`, `"dq"`, `"dkv"`).
 
     Raises `BindError` for arguments that do not fit.
     """
