@@ -140,6 +140,16 @@ def test_estimated_instructions_are_those_of_the_machine_code(kv_lanes, head_dim
     assert costs.partial.instructions * 4 / 8 == pytest.approx(partial, rel=0.1)
 
 
+@pytest.mark.parametrize("name, instructions, error", [("dq", 415 / 2, 0.3), ("dkv", 318, 0.1)])
+def test_estimated_instructions_of_backward_passes(name, instructions, error):
+    # Emitted causal kernels, 64 x 128 tiles, d=64, 8 warps; the loop for dq holds two tiles.
+    (step,) = (s for s in find_direction("backward") if s.name == name)
+    work = TileShape(64, 128, 64, "bf16").work(step, Operations())
+    threads = 4 * 32  # of the 4 warps that the model takes: twice the pairs for each
+    lanes = work.exponentials + work.vector_ops + work.integer_ops - 120 * threads
+    assert lanes / (2 * threads) + 120 == pytest.approx(instructions, rel=error)
+
+
 def test_occupancy():
     h100, shape = load_device("h100"), TileShape(64, 64, 64, "bf16")
 

@@ -12,14 +12,10 @@ from maskdsl.simulator.passes import Pass
 # tl.dot takes no smaller side, and blocks of a Triton kernel are powers of two.
 MIN_PRODUCT_SIDE = 16
 
-# Instructions of a softmax, for one pair: multiply-add, maximum and sum (with their reductions over
-# threads), half a conversion; for one number of an accumulator: its rescaling; for one thread and
-# tile: addresses, barriers, the loop. Counted in the machine code of a causal kernel for sm_90
-# (128 x 64 tiles, d=128, 8 warps: 341 instructions a tile, of which 34 exponentials).
-SOFTMAX_VECTOR, SOFTMAX_INTEGER, RESCALING, PER_THREAD = 2.7, 1.1, 1.0, 120
-GRADIENT_VECTOR = (
-    4.5  # of a pair of a backward pass: P from the log-sum-exp, P (dP - D), conversions
-)
+# Instructions for one number of an accumulator (its rescaling), and for one thread and tile:
+# addresses, barriers, the loop. Counted in the machine code of a causal kernel for sm_90 (128 x 64
+# tiles, d=128, 8 warps: 341 instructions a tile, of which 34 exponentials).
+RESCALING, PER_THREAD = 1.0, 120
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,6 @@ class TileShape:
         """The work in one visited tile; `mask` of a partial one."""
         rows = self.lanes(step.side)
         streamed = self.lanes("k" if step.side == "q" else "q")
-        vector = SOFTMAX_VECTOR if step.softmax else GRADIENT_VECTOR
         extra = score * (1 if step.softmax else 2)  # its derivative with respect to the logit too
         extra = extra + mask if mask is not None else extra
         fixed = PER_THREAD * 32 * self.warps
@@ -153,8 +148,8 @@ class TileShape:
         return Work(
             matmul_flops=2.0 * step.products * self.pairs * self.features,
             exponentials=self.pairs * (1 + extra.special),
-            vector_ops=self.pairs * (vector + extra.vector) + scaled + fixed / 2,
-            integer_ops=self.pairs * (SOFTMAX_INTEGER * step.softmax + extra.integer) + fixed / 2,
+            vector_ops=self.pairs * (step.vector + extra.vector) + scaled + fixed / 2,
+            integer_ops=self.pairs * (step.integer + extra.integer) + fixed / 2,
             bytes=float(step.streams * streamed * self.token_bytes),
         )
 

@@ -14,8 +14,9 @@ class Pass:
 
     For each visited tile: `products` matrix products, the probabilities (with the running maximum
     and sum of a `softmax`, or from a known log-sum-exp), loads of the walked tile of `streams`
-    tensors. Once for each token of its rows: `own` tensors read or written. A pass without products
-    only moves what its rows own.
+    tensors. For each pair an exponential and `vector` fp32 and `integer` other instructions, as
+    counted in the machine code of causal kernels for sm_90. Once for each token of its rows: `own`
+    tensors read or written. A pass without products only moves what its rows own.
     """
 
     name: str
@@ -23,17 +24,22 @@ class Pass:
     products: int
     streams: int
     own: int
+    vector: float = 0.0
+    integer: float = 0.0
     softmax: bool = False
 
 
-# Q K^T and P V; k and v stream past each query tile; q is read, o written.
-FORWARD = Pass("forward", side="q", products=2, streams=2, own=2, softmax=True)
+# Q K^T and P V; k and v stream past each query tile; q is read, o written. A multiply-add, the sum
+# and half a conversion for each pair, and the maximum.
+FORWARD = Pass(
+    "forward", side="q", products=2, streams=2, own=2, vector=2.7, integer=1.1, softmax=True
+)
 
 # The deterministic form: sums of do * o by rows; dq by query tiles (S, dP, dQ); dk, dv by key tiles
 # (S, dP, dV, dK).
 PREPARE = Pass("prepare", side="q", products=0, streams=0, own=2)
-QUERY_GRADIENTS = Pass("dq", side="q", products=3, streams=2, own=3)
-KEY_GRADIENTS = Pass("dkv", side="k", products=4, streams=2, own=4)
+QUERY_GRADIENTS = Pass("dq", side="q", products=3, streams=2, own=3, vector=3.5)
+KEY_GRADIENTS = Pass("dkv", side="k", products=4, streams=2, own=4, vector=4.5)
 
 DIRECTIONS: Mapping[str, tuple[Pass, ...]] = {
     "forward": (FORWARD,),
