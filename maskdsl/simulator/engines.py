@@ -27,7 +27,8 @@ class Engine:
     that speedups compare with. partial_ratio: the cost of a masked tile in unmasked ones, or None
     where it is counted from the mask. masks_all: whether one partial tile makes the kernel mask
     all tiles that it visits. splits_keys: whether short runs of queries may have their keys spread
-    over programs. lanes: of query and key tiles, by device; none where the planner's are taken.
+    over programs. packs_groups: whether the query heads that share keys and values are lanes of one
+    tile in decoding. lanes: of query and key tiles, by device; none where the planner's are taken.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Engine:
     partial_ratio: float | None
     masks_all: bool
     splits_keys: bool
+    packs_groups: bool
     lanes: Mapping[str, tuple[int, int]]
     sources: Mapping[str, str] = field(compare=False, repr=False)
 
@@ -79,6 +81,7 @@ def _packaged(name: str) -> Engine:
         partial_ratio=data.get("partial_ratio"),
         masks_all=data["masks_all"],
         splits_keys=data["splits_keys"],
+        packs_groups=data["packs_groups"],
         lanes={device: (q, kv) for device, (q, kv) in data.get("lanes", {}).items()},
         sources=data["sources"],
     )

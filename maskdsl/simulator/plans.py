@@ -111,18 +111,18 @@ def plan_rows(
     side: "q" for rows of query tiles, "k" for rows of key tiles. only: the numbers of the query
     tiles wanted, all where None.
     """
-    full, partial, count = [], [], []
+    found = []
     for head_class in plan.head_classes:
         head = head_class.heads[0]
-        row_full, row_partial = plan.row_counts(head) if side == "q" else _columns(plan, head)
+        full, partial = plan.row_counts(head) if side == "q" else _columns(plan, head)
         if only is not None:
-            row_full, row_partial = row_full[only], row_partial[only]
-        stride = int(row_partial.max(initial=0)) + 1
-        kinds, rows = np.unique(row_full * stride + row_partial, return_counts=True)
-        full.append(kinds // stride)
-        partial.append(kinds % stride)
-        count.append(rows * len(head_class.heads) * copies)
-    return Rows(np.concatenate(full), np.concatenate(partial), np.concatenate(count))
+            full, partial = full[only], partial[only]
+        found.append([full, partial, np.full(len(full), len(head_class.heads) * copies)])
+    full, partial, count = np.concatenate(found, axis=1)
+    stride = int(partial.max(initial=0)) + 1
+    kinds, place = np.unique(full * stride + partial, return_inverse=True)
+    number = np.bincount(place.ravel(), weights=count, minlength=len(kinds)).astype(np.int64)
+    return Rows(kinds // stride, kinds % stride, number)
 
 
 def _columns(plan: Any, head: int) -> Counts:

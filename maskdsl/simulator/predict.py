@@ -96,10 +96,14 @@ def simulate(
     pairs, asked_queries = plan.pairs, total
     if queries is not None:
         asked_queries, pairs = queries, _few_pairs(mask, plan, queries)
+    packed = 1
+    if queries is not None and kernels.packs_groups and len(plan.head_classes) == 1:
+        packed = asked // groups if queries * (asked // groups) <= shape.q_lanes else 1
     run = Run(
         plan,
         copies * batch,
-        Tensors(asked_queries, keys, asked * batch, groups * batch),
+        packed,
+        Tensors(asked_queries * packed, keys, asked * batch // packed, groups * batch),
         shape,
         chosen,
         kernels,

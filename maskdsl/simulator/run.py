@@ -20,10 +20,13 @@ Compiled = CompiledKernel | Mapping[str, CompiledKernel] | None
 
 @dataclass(frozen=True)
 class Run:
-    """Everything but the passes and whether a mask is there."""
+    """Everything but the passes and whether a mask is there. packed: query heads that share a tile,
+    and so a row.
+    """
 
     plan: PlanLike
     copies: int
+    packed: int
     tensors: Tensors
     shape: TileShape
     device: Device
@@ -57,7 +60,7 @@ class Run:
     def _sparse_rows(self, step: Pass) -> Rows:
         if self.only_rows is not None and step.side == "q":
             found = self.only_rows
-            return Rows(found.full, found.partial, found.count * self.copies)
+            return Rows(found.full, found.partial, found.count * self.copies // self.packed)
         return plan_rows(self.plan, self.copies, step.side)
 
     def _dense_rows(self, step: Pass) -> Rows:
