@@ -55,6 +55,17 @@ def test_empty_mask_has_no_bound_and_full_mask_no_speedup():
     assert full.speedup == 1
 
 
+def test_bounds_of_tiles_that_leave_lanes_empty() -> None:
+    # Tiles of 16 lanes that start every 8 tokens hold 8 each: twice as many as dense attention's.
+    mask = maskdsl.parse("pattern p over (n) keep true").bind(n=64)
+    half = maskdsl.Tile(16, pitch=8)
+    bounds = [
+        speedup_bounds(mask.plan(q, k)) for q, k in ((16, 16), (half, 16), (16, half), (half, half))
+    ]
+    assert [b["tiles"] for b in bounds] == [b["rows"] for b in bounds] == [1, 1 / 2, 1 / 2, 1 / 4]
+    assert simulate(mask.plan(16, half)).speedup < 1
+
+
 def test_pairs_that_an_input_decides_leave_the_other_bounds():
     plan = FakePlan([[[2, 2]]])
     plan.pairs = None

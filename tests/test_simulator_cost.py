@@ -10,7 +10,16 @@ from simulator_plans import FULL, PARTIAL, FakePlan
 
 import maskdsl
 from maskdsl.errors import BindError
-from maskdsl.simulator import CompiledKernel, KernelCost, Work, load_device, load_engine, simulate
+from maskdsl.planner import Candidate, Tile
+from maskdsl.simulator import (
+    CompiledKernel,
+    KernelCost,
+    Work,
+    layout_cost,
+    load_device,
+    load_engine,
+    simulate,
+)
 from maskdsl.simulator.cost import TileShape, kernel_cost, tile_costs
 from maskdsl.simulator.occupancy import resident_programs
 from maskdsl.simulator.operations import (
@@ -180,6 +189,25 @@ def test_head_dim_is_padded_to_the_product_units():
     ]
     assert flops[0] == flops[1] == 4 * 16 * 16 * 16
     assert flops[2] == flops[3] == 4 * 16 * 16 * 64
+
+
+def test_tiles_are_padded_to_the_product_units():
+    one, sixteen = (TileShape(n, 64, 64, "fp16").work(FORWARD, Operations()) for n in (1, 16))
+    assert one.matmul_flops == sixteen.matmul_flops and one.exponentials == 16 * 64
+
+
+def test_layouts_cost_what_their_tiles_do():
+    h100 = load_device("h100")
+
+    def cost(full, partial, engine="maskdsl"):
+        tile = Tile(128)
+        candidate = Candidate(tile, tile, full, partial, counted=True)
+        return layout_cost(h100, 128, "bf16", engine=engine)(candidate)
+
+    assert cost(3, 2) == pytest.approx(3 * cost(1, 0) + 2 * cost(0, 1))
+    assert 1.1 * cost(1, 0) < cost(0, 1) < 1.6 * cost(1, 0)
+    assert cost(3, 0, "natten") == pytest.approx(3 * cost(1, 0, "natten"))
+    assert cost(3, 1, "natten") == pytest.approx(1.5 * 4 * cost(1, 0, "natten"))
 
 
 def test_backward_passes_by_hand():

@@ -35,6 +35,7 @@ def test_the_mask_at_hand_is_counted():
     assert sum(astuple(dilated)) > sum(astuple(window))
     # What one side decides is at hand: a comparison of two numbers, whatever they are made of.
     assert work_of("keep (q.n * q.n + 7) // 5 <= k.n % 11")[0] == causal
+    assert work_of("keep causal(n) and q.n % 2 == 0 and k.n % 3 == 0")[0].integer == 1 + 2
     assert work_of("keep (q.n - k.n) % 8 == 0")[0].integer == 3  # subtract, mask, compare
     assert work_of("keep (q.n - k.n) % 7 == 0")[0].integer == 3 + BY_CONSTANT - 1
     assert work_of("keep random(1, q.n, k.n) < 0.5")[0].integer > 10

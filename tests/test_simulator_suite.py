@@ -154,6 +154,10 @@ def test_known_inputs_decide_tiles() -> None:
             simulate(mask, inputs=inputs)
     last = simulate(mask, inputs={"doc": doc}, queries=1)
     assert last.bounds["flops"] == 1024 / mask.dense(doc=doc)[-1].sum()
+    chain = maskdsl.parse("pattern p over (n) input t[n]: int keep t[t[q.n]] <= k.n").bind(n=64)
+    table = np.arange(64)[::-1].copy()
+    p = simulate(chain, inputs={"t": table}, queries=1)
+    assert p.bounds["flops"] == 64 / chain.dense(t=table)[-1].sum()
     slopes = maskdsl.load("std/alibi").bind(n=1024)
     assert simulate(slopes, inputs={}).time == simulate(slopes).time
     assert simulate(slopes, queries=1).bounds["flops"] == 1
