@@ -17,7 +17,7 @@ from maskdsl.planner import Plan, Tile, Vote
 from maskdsl.runtime.compile import Kernel, compile  # noqa: A004
 from maskdsl.runtime.input_tiles import input_tiles
 from maskdsl.runtime.merge import merge
-from maskdsl.simulator import Prediction, simulate
+from maskdsl.simulator import Prediction, simulate, sweep
 
 __version__ = "0.1.0"
 
@@ -43,6 +43,7 @@ __all__ = [
     "merge",
     "parse",
     "simulate",
+    "sweep",
     "tables",
     "to_flex",
 ]

@@ -8,36 +8,53 @@ tile costs what a dense kernel's tile costs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from maskdsl.simulator.plans import PlanLike
+from maskdsl.simulator.plans import PlanLike, Rows, TileLike, lanes_of, plan_rows
 
 
 def speedup_bounds(plan: PlanLike) -> dict[str, float]:
-    """`{"flops": ..., "tiles": ..., "rows": ...}`, each a ratio of at least 1.
+    """`{"flops": ..., "tiles": ..., "rows": ...}`, ratios of dense to sparse work.
 
     * `flops`: all pairs over allowed pairs. NaN where an input decides which pairs are allowed.
     * `tiles`: all tiles over visited tiles, so the mean row.
     * `rows`: key tiles in a row over the most that any query tile of any head visits.
 
+    The two count whole tiles: where an axis is no multiple of its tile, dense attention has that
+    loss too, and they may pass `flops`.
+
     All are infinite for a mask that allows nothing.
     """
     heads, queries, keys = plan.mask_shape
-    pairs, counts = plan.pairs, plan.tiles
-    heaviest = max((_heaviest(plan.row_counts(c.heads[0])) for c in plan.head_classes), default=0)
+    return bounds_of(plan, plan_rows(plan, 1), plan.pairs, heads * queries * keys)
+
+
+def bounds_of(plan: PlanLike, rows: Rows, pairs: int | None, all_pairs: int) -> dict[str, float]:
+    """The bounds of some rows of query tiles of a plan; `pairs` of `all_pairs` are allowed."""
+    _, queries, keys = plan.mask_shape
+    filled = _tiles(plan.q_tile, plan.q_tiles, queries) / plan.q_tiles
+    across = filled * _tiles(plan.kv_tile, plan.kv_tiles, keys)
     return {
-        "flops": math.nan if pairs is None else _ratio(heads * queries * keys, pairs),
-        "tiles": _ratio(counts.total, counts.full + counts.partial),
-        "rows": _ratio(plan.kv_tiles, heaviest),
+        "flops": math.nan if pairs is None else _ratio(all_pairs, pairs),
+        "tiles": _ratio(rows.number * across, rows.visited),
+        "rows": _ratio(across, rows.heaviest),
     }
 
 
-def _heaviest(row_counts: tuple[NDArray[np.int64], NDArray[np.int64]]) -> int:
-    full, partial = row_counts
-    return int((full + partial).max(initial=0))
+def _tiles(tile: TileLike | Sequence[TileLike], own: int, tokens: int) -> int:
+    """How many tiles hold all tokens: a plan's own number where its tiles are plain boxes; where
+    they lie apart, overlap or wrap and leave lanes empty, as many as if all lanes held tokens.
+    """
+    tiles = tile if isinstance(tile, Sequence) else (tile,)
+    if all(getattr(t, "pitch", None) == getattr(t, "size", None) and _close(t) for t in tiles):
+        return own
+    return min(own, -(-tokens // lanes_of(tile)))
 
 
-def _ratio(dense: int, sparse: int) -> float:
+def _close(tile: TileLike) -> bool:
+    """Whether the lanes of a tile are neighbours, and the grid starts where the axes do."""
+    return max(getattr(tile, "step", (1,))) == 1 and not any(getattr(tile, "origin", (0,)))
+
+
+def _ratio(dense: float, sparse: int) -> float:
     return dense / sparse if sparse else math.inf

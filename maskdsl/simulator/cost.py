@@ -1,107 +1,108 @@
-"""What a tile costs: the work in it, and how long one multiprocessor is busy with that work."""
+"""What tiles and rows cost: the work in them, and how long one multiprocessor is busy with it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
-from maskdsl.errors import BindError, nearest
 from maskdsl.simulator.devices import ELEMENT_BYTES, Device
-
-# Integer operations for masking one pair of a partial tile. Fitted, not counted: they make a
-# partial 128 x 128 tile (d=128, bf16) cost 1.5 full ones on an H100, as was seen of NATTEN's
-# kernels; docs/design.md, section 6, counts 1.4 to 1.6 times the instructions.
-MASK_OPS_PER_PAIR = 4
+from maskdsl.simulator.engines import Engine
+from maskdsl.simulator.operations import Operations, PairWork
+from maskdsl.simulator.passes import Pass
 
 # tl.dot takes no smaller side, and blocks of a Triton kernel are powers of two.
 MIN_PRODUCT_SIDE = 16
+
+# Instructions for one number of an accumulator (its rescaling), and for one thread and tile:
+# addresses, barriers, the loop. Counted in the machine code of a causal kernel for sm_90 (128 x 64
+# tiles, d=128, 8 warps: 341 instructions a tile, of which 34 exponentials).
+RESCALING, PER_THREAD = 1.0, 120
 
 
 @dataclass(frozen=True)
 class Work:
     """An amount of work, in counts that add: `a + b`, and `a * 3` for three times `a`.
 
-    `matmul_flops` counts a multiply-add as two; `exponentials` and `mask_ops` count lanes;
-    `bytes` are those that pass between a multiprocessor and the L2 cache.
+    `matmul_flops` counts a multiply-add as two; `exponentials` counts lanes of the special function
+    units; `vector_ops` (fp32) and `integer_ops` (comparisons too) lanes of instructions; `bytes`
+    are those that pass between a multiprocessor and the L2 cache.
     """
 
     matmul_flops: float = 0.0
     exponentials: float = 0.0
-    mask_ops: float = 0.0
+    vector_ops: float = 0.0
+    integer_ops: float = 0.0
     bytes: float = 0.0
 
     def __add__(self, other: Work) -> Work:
-        return Work(
-            self.matmul_flops + other.matmul_flops,
-            self.exponentials + other.exponentials,
-            self.mask_ops + other.mask_ops,
-            self.bytes + other.bytes,
-        )
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, count: float) -> Work:
-        return Work(
-            self.matmul_flops * count,
-            self.exponentials * count,
-            self.mask_ops * count,
-            self.bytes * count,
-        )
+        return Work(*(a * count for a in astuple(self)))
 
     __rmul__ = __mul__
 
 
 @dataclass(frozen=True)
-class Direction:
-    """What one pass over the tiles does.
-
-    Per visited tile: `products` matrix products, `scores` computations of its probabilities (an
-    exponential, and the mask where it is partial), loads of the key tile of `key_streams` tensors
-    and of the query tile of `query_streams`. Once per token: `query_tensors` and `key_tensors`
-    tensors read or written whole. `launches` kernels in all.
+class KernelCost:
+    """Clock cycles for which each pipe of one multiprocessor is busy, and the time of loads from
+    the L2 cache at its share of the bandwidth, in cycles too. Costs add, and `a * 3` is three times
+    `a`.
     """
 
-    products: int
-    scores: int
-    key_streams: int
-    query_streams: int
-    query_tensors: int
-    key_tensors: int
-    launches: int
+    products: float = 0.0
+    exponentials: float = 0.0
+    instructions: float = 0.0
+    loads: float = 0.0
+
+    def __add__(self, other: KernelCost) -> KernelCost:
+        return KernelCost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __mul__(self, count: float) -> KernelCost:
+        return KernelCost(*(a * count for a in astuple(self)))
+
+    __rmul__ = __mul__
+
+    def cycles(self, overlap: float, stall: float) -> float:
+        """Until all is done: the longest pipe, and what of the others does not hide behind it;
+        times `stall`; but not less than the loads take.
+        """
+        busy = self.products, self.exponentials, self.instructions
+        exposed = (1 - overlap) * (sum(busy) - max(busy))
+        return max(stall * (max(busy) + exposed), self.loads)
 
 
-DIRECTIONS: Mapping[str, Direction] = {
-    # Q K^T and P V; k and v stream past each query tile; q is read, o written.
-    "forward": Direction(
-        products=2,
-        scores=1,
-        key_streams=2,
-        query_streams=0,
-        query_tensors=2,
-        key_tensors=0,
-        launches=1,
-    ),
-    # The deterministic form in two passes, which both recompute the probabilities: dk, dv by key
-    # tiles (S, dP, dV, dK: 4 products), dq by query tiles (S, dP, dQ: 3), after a kernel that sums
-    # do * o by rows. Query side: o, do for the sums; q, do, dq. Key side: k, v, dk, dv.
-    "backward": Direction(
-        products=7,
-        scores=2,
-        key_streams=2,
-        query_streams=2,
-        query_tensors=5,
-        key_tensors=4,
-        launches=3,
-    ),
-}
+def kernel_cost(work: Work, device: Device, dtype: str) -> KernelCost:
+    """The cycles of some work on one multiprocessor of a device."""
+    per_clock = device.compute_units * device.clock
+    instructions = work.exponentials + work.vector_ops + work.integer_ops
+    return KernelCost(
+        products=work.matmul_flops / (device.matrix_flops(dtype) / per_clock),
+        exponentials=work.exponentials / device.exponentials_per_clock,
+        instructions=max(
+            instructions / device.issue_lanes_per_clock,
+            work.vector_ops / device.vector_ops_per_clock,
+            work.integer_ops / device.integer_ops_per_clock,
+        ),
+        loads=work.bytes / (device.l2_bandwidth / per_clock),
+    )
 
 
-def find_direction(name: object) -> Direction:
-    """The `Direction` of `"forward"` or `"backward"`. Raises `BindError` for any other."""
-    if not isinstance(name, str) or name not in DIRECTIONS:
-        raise BindError(
-            f"unknown direction '{name}' (known: {', '.join(DIRECTIONS)})"
-            f"{nearest(str(name), DIRECTIONS)}"
-        )
-    return DIRECTIONS[name]
+@dataclass(frozen=True)
+class CompiledKernel:
+    """What the machine code of one kernel says, for the simulator to use in place of its counts.
+
+    Instructions are those that one warp issues: in one iteration of the loop over full tiles, of
+    the loop over partial ones, and outside the loops. registers: of a thread. shared: bytes of a
+    block. spills: bytes of a thread.
+    """
+
+    full_instructions: int
+    partial_instructions: int
+    row_instructions: int
+    warps: int
+    registers: int
+    shared: int
+    spills: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,53 +115,84 @@ class TileShape:
     dtype: str
 
     @property
+    def pairs(self) -> int:
+        """Of lanes, padded as products need them."""
+        return max(MIN_PRODUCT_SIDE, self.q_lanes) * max(MIN_PRODUCT_SIDE, self.kv_lanes)
+
+    @property
+    def features(self) -> int:
+        """Of a head, padded as products need it."""
+        return max(MIN_PRODUCT_SIDE, 1 << (self.head_dim - 1).bit_length())
+
+    @property
+    def warps(self) -> int:
+        """Of a program whose machine code is not known."""
+        return 4 if self.q_lanes <= 64 else 8
+
+    @property
     def token_bytes(self) -> int:
         """Bytes of one token of one tensor of one head."""
         return self.head_dim * ELEMENT_BYTES[self.dtype]
 
-    def work(self, direction: Direction, partial: bool) -> Work:
-        """The work in one visited tile, with the mask applied where it is `partial`."""
-        pairs = self.q_lanes * self.kv_lanes
-        side = max(MIN_PRODUCT_SIDE, 1 << (self.head_dim - 1).bit_length())
-        loaded = direction.key_streams * self.kv_lanes + direction.query_streams * self.q_lanes
-        return Work(
-            matmul_flops=2.0 * direction.products * pairs * side,
-            exponentials=float(direction.scores * pairs),
-            mask_ops=float(MASK_OPS_PER_PAIR * direction.scores * pairs) if partial else 0.0,
-            bytes=float(loaded * self.token_bytes),
-        )
+    def lanes(self, side: str) -> int:
+        return self.q_lanes if side == "q" else self.kv_lanes
 
-    def row_work(self, direction: Direction) -> Work:
-        """What a row moves once, however many tiles it visits."""
-        return Work(bytes=float(direction.query_tensors * self.q_lanes * self.token_bytes))
+    def work(self, step: Pass, score: Operations, mask: Operations | None = None) -> Work:
+        """The work in one visited tile; `mask` of a partial one."""
+        rows = self.lanes(step.side)
+        streamed = self.lanes("k" if step.side == "q" else "q")
+        extra = score * (1 if step.softmax else 2)  # its derivative with respect to the logit too
+        extra = extra + mask if mask is not None else extra
+        fixed = PER_THREAD * 32 * self.warps
+        scaled = RESCALING * rows * self.features if step.softmax else 0.0
+        return Work(
+            matmul_flops=2.0 * step.products * self.pairs * self.features,
+            exponentials=self.pairs * (1 + extra.special),
+            vector_ops=self.pairs * (step.vector + extra.vector) + scaled + fixed / 2,
+            integer_ops=self.pairs * (step.integer + extra.integer) + fixed / 2,
+            bytes=float(step.streams * streamed * self.token_bytes),
+        )
 
 
 @dataclass(frozen=True)
-class Busy:
-    """Seconds for which the parts of one multiprocessor are busy.
-
-    Matrix products and exponentials overlap (different pipes, several warps in flight); masking
-    does not, for it stands between the two in every warp.
+class TileCosts:
+    """Of one pass: a full tile, a partial tile, and the instructions of a row outside its loops,
+    where they are known. warps: of a program.
     """
 
-    products: float
-    exponentials: float
-    masking: float
-
-    @property
-    def time(self) -> float:
-        return max(self.products, self.exponentials) + self.masking
+    full: KernelCost
+    partial: KernelCost
+    row: KernelCost
+    warps: int
 
 
-def unit_time(work: Work, device: Device, dtype: str) -> Busy:
-    """How long one multiprocessor of `device` is busy with `work`, in seconds.
+def tile_costs(
+    shape: TileShape,
+    step: Pass,
+    pair: PairWork,
+    device: Device,
+    engine: Engine,
+    compiled: CompiledKernel | None = None,
+) -> TileCosts:
+    """From the machine code where it is given, from counts otherwise."""
 
-    Peak rates times the device's measured efficiency, which lengthens all parts alike.
-    """
-    clock = device.clock * device.efficiency
-    products = device.matrix_flops(dtype) * device.efficiency / device.compute_units
-    return Busy(
-        products=work.matmul_flops / products,
-        exponentials=work.exponentials / (device.exponentials_per_clock * clock),
-        masking=work.mask_ops / (device.integer_ops_per_clock * clock),
-    )
+    def cost(mask: Operations | None) -> KernelCost:
+        return kernel_cost(shape.work(step, pair.score, mask), device, shape.dtype)
+
+    full, partial = cost(None), cost(pair.mask)
+    row = KernelCost()
+    warps = shape.warps
+    if compiled is not None:
+        warps = compiled.warps
+        lanes = 32 * warps / device.issue_lanes_per_clock
+        full = _issuing(full, compiled.full_instructions * lanes)
+        partial = _issuing(partial, compiled.partial_instructions * lanes)
+        spilled = kernel_cost(Work(bytes=2.0 * compiled.spills * 32 * warps), device, shape.dtype)
+        row = _issuing(row, compiled.row_instructions * lanes) + spilled
+    elif engine.partial_ratio is not None:
+        partial = full * engine.partial_ratio
+    return TileCosts(full, partial, row, warps)
+
+
+def _issuing(cost: KernelCost, cycles: float) -> KernelCost:
+    return KernelCost(cost.products, cost.exponentials, cycles, cost.loads)

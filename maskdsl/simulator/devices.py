@@ -37,17 +37,18 @@ ELEMENT_BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4}
 
 @dataclass(frozen=True)
 class Device:
-    """Rates and sizes of one GPU, without sparsity. `sources` tells where each figure comes from.
+    """Rates and sizes of one GPU, without sparsity. `sources` tells where each figure comes from;
+    `target` is what kernels for it are compiled for, such as "sm_90".
 
     A *unit* is a multiprocessor (NVIDIA) or compute unit (AMD). Clocks are in Hz, rates of matrix
-    products in FLOP/s for the whole device, rates "per clock" in lanes per clock and unit,
-    bandwidth in bytes per second, sizes in bytes (registers: a count of 32-bit ones), times in
-    seconds. `efficiency` is the share of the peak rates that a Triton attention kernel was
-    measured to reach on this generation.
+    products in FLOP/s for the whole device, rates "per clock" in lanes per clock and unit
+    (`issue_lanes_per_clock` bounds instructions of all kinds together), bandwidths in bytes per
+    second, sizes in bytes (registers: a count of 32-bit ones), times in seconds.
     """
 
     name: str
     full_name: str
+    target: str
     compute_units: int
     clock: float
     bf16_flops: float
@@ -56,15 +57,17 @@ class Device:
     fp32_flops: float
     exponentials_per_clock: float
     integer_ops_per_clock: float
+    vector_ops_per_clock: float
+    issue_lanes_per_clock: float
     memory_bandwidth: float
     memory_bytes: int
     l2_bytes: int
     last_level_cache_bytes: int
+    l2_bandwidth: float
     shared_per_unit: int
     shared_per_block: int
     registers_per_unit: int
     launch_overhead: float
-    efficiency: float
     sources: Mapping[str, str] = field(compare=False, repr=False)
 
     def matrix_flops(self, dtype: str) -> float:
@@ -78,7 +81,7 @@ class Device:
         return rates[dtype]
 
 
-_NAMES = ("name", "full_name")
+_NAMES = ("name", "full_name", "target")
 _FIGURES = tuple(f.name for f in fields(Device) if f.name not in (*_NAMES, "sources"))
 _WHOLE = tuple(f.name for f in fields(Device) if f.type == "int")
 
@@ -89,6 +92,22 @@ def device_names() -> list[str]:
     return sorted(
         entry.name[: -len(".toml")] for entry in folder.iterdir() if entry.name.endswith(".toml")
     )
+
+
+def device_for(target: str) -> Device:
+    """The first device, by name, that runs code for a target such as `"sm_90"`.
+
+    Raises `BindError` where none is known.
+    """
+    known = {}
+    for name in reversed(device_names()):
+        device = _packaged(name)
+        known[device.target] = device
+    if target not in known:
+        raise BindError(
+            f"no device is known for the target '{target}' (known: {', '.join(sorted(known))})"
+        )
+    return known[target]
 
 
 def load_device(device: str | os.PathLike[str] | Device) -> Device:

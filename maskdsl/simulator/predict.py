@@ -2,136 +2,49 @@
 
 from __future__ import annotations
 
-import operator
 import os
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Mapping
+from typing import Any
 
 from maskdsl.errors import BindError
-from maskdsl.planner import Candidate, Cost
+from maskdsl.ir.definition import dense
+from maskdsl.pattern import Mask
+from maskdsl.planner import Plan
 from maskdsl.planner.layout import kernel_lanes
-from maskdsl.simulator.bounds import speedup_bounds
-from maskdsl.simulator.cost import (
-    DIRECTIONS,
-    Busy,
-    Direction,
-    TileShape,
-    find_direction,
-    unit_time,
-)
+from maskdsl.simulator.arguments import count
+from maskdsl.simulator.bounds import bounds_of
+from maskdsl.simulator.cost import TileShape
 from maskdsl.simulator.devices import Device, dtype_name, load_device
-from maskdsl.simulator.plans import PlanLike, Rows, dense_rows, lanes_of, plan_rows
-from maskdsl.simulator.report import prediction_table
-from maskdsl.simulator.schedule import makespan
-from maskdsl.simulator.traffic import memory_traffic
+from maskdsl.simulator.engines import Engine, load_engine
+from maskdsl.simulator.estimate import MOST_SPLITS
+from maskdsl.simulator.inputs import with_inputs
+from maskdsl.simulator.layout import layout_cost
+from maskdsl.simulator.operations import program_work
+from maskdsl.simulator.passes import find_direction
+from maskdsl.simulator.plans import PlanLike, lanes_of, last_tiles, plan_rows
+from maskdsl.simulator.prediction import Prediction
+from maskdsl.simulator.run import Compiled, Run
+from maskdsl.simulator.traffic import Tensors
 
-
-class MaskLike(Protocol):
-    def plan(self, *, lanes: tuple[int, int], cost: Cost) -> PlanLike: ...
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Where the time of one run goes, in seconds.
-
-    `launch` is spent before the work; `compute` (the schedule on the multiprocessors) and
-    `memory` (the traffic at full bandwidth) overlap. `shares` divides the multiprocessors' time
-    until the last one ends, as fractions that sum to 1: products, exponentials (of which only
-    the longer counts), masking, row overhead and idling.
-    """
-
-    launch: float
-    compute: float
-    memory: float
-    bottleneck: str
-    shares: dict[str, float]
-
-    @property
-    def time(self) -> float:
-        return self.launch + max(self.compute, self.memory)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the simulator says of a mask, a shape and a device.
-
-    `sparse` is the estimate under the plan, `dense` the one where every tile is visited and none is
-    masked. `bounds` are those of `speedup_bounds`. `heads` and `batch` are those asked about;
-    `tiles` counts the plan's own.
-    """
-
-    device: str
-    dtype: str
-    direction: str
-    batch: int
-    heads: int
-    queries: int
-    keys: int
-    head_dim: int
-    tiles: dict[str, int]
-    bounds: dict[str, float]
-    sparse: Estimate
-    dense: Estimate
-
-    @property
-    def time(self) -> float:
-        """Seconds under the mask."""
-        return self.sparse.time
-
-    @property
-    def dense_time(self) -> float:
-        """Seconds for attention without a mask, under tiles of as many lanes."""
-        return self.dense.time
-
-    @property
-    def speedup(self) -> float:
-        """`dense_time` over `time`."""
-        return self.dense_time / self.time
-
-    @property
-    def bottleneck(self) -> str:
-        """What most of the time goes to, in a word or three."""
-        return self.sparse.bottleneck
-
-    def table(self) -> str:
-        """A table for people, as plain text."""
-        return prediction_table(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, texts and dicts. Bounds of an empty mask are `float("inf")`."""
-        return {
-            "device": self.device,
-            "dtype": self.dtype,
-            "direction": self.direction,
-            "batch": self.batch,
-            "heads": self.heads,
-            "queries": self.queries,
-            "keys": self.keys,
-            "head_dim": self.head_dim,
-            "tiles": dict(self.tiles),
-            "bounds": dict(self.bounds),
-            "time": self.time,
-            "dense_time": self.dense_time,
-            "speedup": self.speedup,
-            "bottleneck": self.bottleneck,
-            "launch_time": self.sparse.launch,
-            "compute_time": self.sparse.compute,
-            "memory_time": self.sparse.memory,
-            "shares": dict(self.sparse.shares),
-        }
+LITTLE = 2**22  # pairs that are counted one by one, for a few queries
 
 
 def simulate(
-    mask_or_plan: MaskLike | PlanLike,
+    mask_or_plan: Mask | Plan | PlanLike,
     head_dim: int = 128,
     batch: int = 1,
     heads: int | None = None,
     dtype: object = "bf16",
     device: str | os.PathLike[str] | Device = "h200",
     direction: str = "forward",
+    *,
+    queries: int | None = None,
+    kv_heads: int | None = None,
+    engine: str | Engine = "maskdsl",
+    splits: int | None = None,
+    lanes: tuple[int, int] | int | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    compiled: Compiled = None,
 ) -> Prediction:
     """Predict the time of attention under a mask, and of dense attention with tiles of as many
     lanes.
@@ -142,125 +55,132 @@ def simulate(
     `.toml` file or a `Device`; `direction` is `"forward"`, or `"backward"` for the backward pass
     alone. The model is described in `docs/simulator.md`.
 
+    queries: only the last so many (decoding). kv_heads: of keys and values, the mask's by default.
+    engine: whose kernels, `"maskdsl"` or `"natten"`. splits: pieces into which the keys of a row
+    are cut; by default the fastest number where `queries` is given and 1 elsewhere. lanes: of the
+    query and key tiles that a mask is planned with. inputs: arrays for inputs that decide which
+    pairs are allowed, by name. compiled: what the machine code says, of the forward kernel or by
+    name of the pass (`"forward"`, `"dq"`, `"dkv"`).
+
     Raises `BindError` for arguments that do not fit.
     """
-    head_dim = _count("head_dim", head_dim)
-    batch = _count("batch", batch)
-    chosen = load_device(device)
+    head_dim = count("head_dim", head_dim)
+    batch = count("batch", batch)
+    chosen, kernels = load_device(device), load_engine(engine)
     steps = find_direction(direction)
     element = dtype_name(dtype)
-    plan = _plan_of(mask_or_plan, head_dim, layout_cost(chosen, head_dim, element, steps))
-    own, queries, keys = plan.mask_shape
-    asked = own if heads is None else _count("heads", heads)
+    if queries is not None:
+        queries = count("queries", queries)
+        if direction != "forward":
+            raise BindError("queries= is for decoding, which has a forward pass alone")
+    if isinstance(mask_or_plan, Mask):
+        mask = mask_or_plan if inputs is None else with_inputs(mask_or_plan, inputs)
+        asked_lanes = _lanes(lanes, head_dim, queries, chosen, kernels)
+        work = program_work(mask.closed())
+        cost = layout_cost(chosen, head_dim, element, steps[-1], work, kernels)
+        plan: PlanLike = mask.plan(lanes=asked_lanes, cost=cost)
+    elif not hasattr(mask_or_plan, "row_counts"):
+        raise BindError(f"simulate takes a mask or a plan, not {type(mask_or_plan).__name__}")
+    elif inputs is not None or lanes is not None:
+        raise BindError("inputs and lanes can be given with a mask, not with a plan, which is made")
+    else:
+        mask, plan = None, mask_or_plan
+    own, total, keys = plan.mask_shape
+    asked = own if heads is None else count("heads", heads)
     if own not in (1, asked):
         raise BindError(f"heads={asked}, but the mask has {own}; only a mask of 1 head is repeated")
-    copies = batch * (asked // own)
+    groups = _kv_heads(plan, asked, kv_heads)
+    copies = asked // own
     shape = TileShape(lanes_of(plan.q_tile), lanes_of(plan.kv_tile), head_dim, element)
-    counts = plan.tiles
-
-    def estimate(rows: Rows) -> Estimate:
-        bytes_moved = memory_traffic(plan, rows, shape, steps, chosen, asked * batch)
-        return _estimate(rows, shape, steps, chosen, bytes_moved)
-
+    rows = plan_rows(plan, 1, only=None if queries is None else last_tiles(plan, queries))
+    pairs, asked_queries = plan.pairs, total
+    if queries is not None:
+        asked_queries, pairs = queries, _few_pairs(mask, plan, queries)
+    packed = 1
+    if queries is not None and kernels.packs_groups and len(plan.head_classes) == 1:
+        packed = asked // groups if queries * (asked // groups) <= shape.q_lanes else 1
+    run = Run(
+        plan,
+        copies * batch,
+        packed,
+        Tensors(asked_queries * packed, keys, asked * batch // packed, groups * batch),
+        shape,
+        chosen,
+        kernels,
+        _pieces(splits, queries, kernels),
+        compiled,
+        only_rows=None if queries is None else rows,
+    )
+    visited, full = rows.visited, int((rows.full * rows.count).sum())
     return Prediction(
         device=chosen.name,
+        engine=kernels.name,
         dtype=element,
         direction=direction,
         batch=batch,
         heads=asked,
-        queries=queries,
+        kv_heads=groups,
+        queries=asked_queries,
         keys=keys,
         head_dim=head_dim,
+        q_lanes=shape.q_lanes,
+        kv_lanes=shape.kv_lanes,
         tiles={
-            "empty": int(counts.empty),
-            "full": int(counts.full),
-            "partial": int(counts.partial),
-            "total": int(counts.total),
+            "empty": rows.number * plan.kv_tiles - visited,
+            "full": full,
+            "partial": visited - full,
+            "total": rows.number * plan.kv_tiles,
         },
-        bounds=speedup_bounds(plan),
-        sparse=estimate(plan_rows(plan, copies)),
-        dense=estimate(dense_rows(plan, copies)),
+        bounds=bounds_of(plan, rows, pairs, own * asked_queries * keys),
+        sparse=run.estimate(steps, dense=False),
+        dense=run.estimate(steps, dense=True),
     )
 
 
-def layout_cost(
-    device: Device, head_dim: int, dtype: str, direction: Direction = DIRECTIONS["forward"]
-) -> Cost:
-    """What the layout search ranks candidates by: seconds of one head on one multiprocessor."""
-
-    def cost(candidate: Candidate) -> float:
-        lanes = candidate.q_tile.lanes, candidate.kv_tile.lanes
-        shape = TileShape(*lanes, head_dim, dtype)
-        full, partial = (
-            unit_time(shape.work(direction, partial=p), device, dtype).time for p in (False, True)
-        )
-        return candidate.full * full + candidate.partial * partial
-
-    return cost
-
-
-def _plan_of(mask_or_plan: Any, head_dim: int, cost: Cost) -> PlanLike:
-    plan: PlanLike
-    if hasattr(mask_or_plan, "row_counts"):
-        plan = mask_or_plan
-    elif hasattr(mask_or_plan, "plan"):
-        plan = mask_or_plan.plan(lanes=kernel_lanes(head_dim), cost=cost)
-    else:
-        raise BindError(f"simulate takes a mask or a plan, not {type(mask_or_plan).__name__}")
-    return plan
+def _lanes(
+    given: tuple[int, int] | int | None,
+    head_dim: int,
+    queries: int | None,
+    device: Device,
+    engine: Engine,
+) -> tuple[int, int] | int:
+    """Those asked for, the engine's, or those of kernels of this head_dim; of fewer query lanes for
+    a few queries.
+    """
+    if given is not None:
+        return given
+    q, kv = engine.lanes.get(device.name) or kernel_lanes(head_dim)
+    if queries is not None:
+        q = min(q, max(16, 1 << (queries - 1).bit_length()))
+    return q, kv
 
 
-def _count(name: str, value: Any) -> int:
-    try:
-        number = -1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = -1
-    if number < 1:
-        raise BindError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return number
+def _kv_heads(plan: Any, heads: int, given: int | None) -> int:
+    """Of keys and values: those asked about, or in the mask's own ratio."""
+    if given is None:
+        program = getattr(plan, "program", None)
+        return heads if program is None else heads * program.kv_heads // program.heads
+    if heads % count("kv_heads", given):
+        raise BindError(f"heads ({heads}) must be a multiple of kv_heads ({given})")
+    return given
 
 
-def _estimate(
-    rows: Rows, shape: TileShape, direction: Direction, device: Device, bytes_moved: float
-) -> Estimate:
-    full = unit_time(shape.work(direction, partial=False), device, shape.dtype)
-    partial = unit_time(shape.work(direction, partial=True), device, shape.dtype)
-    # A row moves its query-side tiles at one multiprocessor's share of the bandwidth, and fills and
-    # drains its pipeline of loads and products once, which takes about as long as a full tile.
-    share = device.memory_bandwidth / device.compute_units
-    moving = shape.row_work(direction).bytes / share
-    visited = rows.full + rows.partial
-    overhead = moving + np.where(visited > 0, full.time, 0.0)
-    durations = rows.full * full.time + rows.partial * partial.time + overhead
-    compute = makespan(durations, rows.count, device.compute_units)
-    launch = device.launch_overhead * direction.launches
-    memory = bytes_moved / device.memory_bandwidth
-    shares = _shares(rows, full, partial, overhead, compute * device.compute_units)
-    limits = {"launch": launch, "memory": memory, "compute": compute}
-    slowest = max(limits, key=lambda name: limits[name])
-    if slowest == "compute":
-        slowest = max(shares, key=lambda name: shares[name])
-    if slowest == "idle":
-        mean = float((durations * rows.count).sum() / rows.count.sum())
-        few = rows.count.sum() < device.compute_units and durations.max() <= 2 * mean
-        slowest = "too few rows" if few else "one long row"
-    return Estimate(launch, compute, memory, slowest, shares)
+def _few_pairs(mask: Mask | None, plan: PlanLike, queries: int) -> int | None:
+    """Allowed pairs of the last queries over the mask's heads, or None where that is not known."""
+    keys = plan.mask_shape[2]
+    if mask is None or plan.pairs is None or queries * keys > LITTLE:
+        return None
+    program = mask.closed()
+    return sum(
+        int(dense(program, c.heads[0], 0, keys - queries, queries, {}).sum()) * len(c.heads)
+        for c in plan.head_classes
+    )
 
 
-def _shares(
-    rows: Rows, full: Busy, partial: Busy, overhead: NDArray[np.float64], machine_time: float
-) -> dict[str, float]:
-    """What the multiprocessors' time goes to; see `Estimate`."""
-    tiles = rows.visited
-    products_bind = full.products >= full.exponentials
-    longer = tiles * max(full.products, full.exponentials)
-    masking = float((rows.partial * rows.count).sum()) * partial.masking
-    row_overhead = float((overhead * rows.count).sum())
-    seconds = {
-        "matrix products": longer if products_bind else 0.0,
-        "exponentials": 0.0 if products_bind else longer,
-        "mask arithmetic": masking,
-        "row overhead": row_overhead,
-    }
-    seconds["idle"] = max(0.0, machine_time - sum(seconds.values()))
-    return {name: value / machine_time for name, value in seconds.items()}
+def _pieces(splits: int | None, queries: int | None, engine: Engine) -> tuple[int, ...]:
+    """Numbers of pieces to try for each row."""
+    if splits is not None:
+        return (count("splits", splits),)
+    if queries is None or not engine.splits_keys:
+        return (1,)
+    return tuple(1 << i for i in range(MOST_SPLITS.bit_length()))

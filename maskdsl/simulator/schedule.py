@@ -45,3 +45,20 @@ def _pour(
     level = levels[np.argmax(levels <= ceilings)]
     jobs = np.maximum(np.floor((level - loads) / duration), 0.0)
     return loads + jobs * duration, count - int(jobs.sum())
+
+
+def timeline(
+    durations: NDArray[np.float64], counts: NDArray[np.int64], units: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """(machine, start, end) of every job of the schedule that `makespan` ends, in order of start.
+
+    Takes memory for every job.
+    """
+    jobs = np.repeat(durations, counts)
+    jobs = jobs[np.argsort(-jobs, kind="stable")]
+    free = [(0.0, unit) for unit in range(units)]
+    machine, start = np.zeros(len(jobs), dtype=np.int64), np.zeros(len(jobs))
+    for i, duration in enumerate(jobs):
+        start[i], machine[i] = free[0]
+        heapq.heapreplace(free, (float(start[i] + duration), int(machine[i])))
+    return machine, start, start + jobs

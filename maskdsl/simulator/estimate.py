@@ -1,0 +1,230 @@
+"""The time of one pass: its rows scheduled on the multiprocessors, its traffic, its launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskdsl.simulator.cost import KernelCost, TileCosts, TileShape
+from maskdsl.simulator.devices import Device
+from maskdsl.simulator.engines import Engine
+from maskdsl.simulator.passes import Pass
+from maskdsl.simulator.plans import Rows
+from maskdsl.simulator.schedule import makespan
+from maskdsl.simulator.traffic import Tensors, memory_traffic
+
+WARPGROUP = 4  # warps that issue products together; one alone has nothing to hide behind
+MOST_SPLITS = 128  # pieces of a row, where they are chosen
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the multiprocessors do: rows of `durations[i]` seconds, `counts[i]` of each, on `slots`
+    programs at a time.
+    """
+
+    durations: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    slots: int
+
+
+@dataclass(frozen=True)
+class PassEstimate:
+    """Where the time of one kernel goes, in seconds.
+
+    `launch` is spent before the work; `compute` (the schedule on the multiprocessors) and `memory`
+    (the traffic at full bandwidth) overlap; `merge` is the time of putting together what the
+    `splits` pieces of each row found. `shares` divides the multiprocessors' time until the last one
+    ends, as fractions that sum to 1 (none where nothing is computed). `flops` and `bytes` are the
+    matrix products' and the memory's.
+    """
+
+    name: str
+    launch: float
+    compute: float
+    memory: float
+    merge: float
+    splits: int
+    shares: dict[str, float]
+    flops: float
+    bytes: float
+    schedule: Schedule = field(compare=False, repr=False)
+
+    @property
+    def time(self) -> float:
+        return self.launch + max(self.compute, self.memory) + self.merge
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The passes of one run, one after another; times in seconds are sums over them."""
+
+    passes: tuple[PassEstimate, ...]
+
+    @property
+    def time(self) -> float:
+        return sum(p.time for p in self.passes)
+
+    @property
+    def launch(self) -> float:
+        return sum(p.launch for p in self.passes)
+
+    @property
+    def compute(self) -> float:
+        return sum(p.compute for p in self.passes)
+
+    @property
+    def memory(self) -> float:
+        return sum(p.memory for p in self.passes)
+
+    @property
+    def splits(self) -> int:
+        """Pieces into which rows are cut, at most."""
+        return max(p.splits for p in self.passes)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the multiprocessors' time, as fractions that sum to 1."""
+        total = self.compute
+        found: dict[str, float] = {}
+        for p in self.passes:
+            for name, share in p.shares.items():
+                found[name] = found.get(name, 0.0) + share * p.compute / total
+        return found
+
+    @property
+    def bottleneck(self) -> str:
+        """What most of the time goes to, in a word or three."""
+        computing = sum(p.compute for p in self.passes if p.compute >= p.memory)
+        moving = sum(p.memory for p in self.passes if p.compute < p.memory)
+        merging = sum(p.merge for p in self.passes)
+        limits = {"launch": self.launch, "memory": moving, "merging": merging, "": computing}
+        slowest = max(limits, key=lambda name: limits[name])
+        if slowest:
+            return slowest
+        shares = self.shares
+        slowest = max(shares, key=lambda name: shares[name])
+        if slowest != "idle":
+            return slowest
+        longest = max(self.passes, key=lambda p: p.compute).schedule
+        number = longest.counts.sum()
+        mean = float((longest.durations * longest.counts).sum() / number)
+        few = number < longest.slots and longest.durations.max() <= 2 * mean
+        return "too few rows" if few else "one long row"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device under an engine, and how many of its programs share a multiprocessor."""
+
+    device: Device
+    engine: Engine
+    stall: float
+    residents: int
+
+    def programs(self, rows: int) -> int:
+        """Programs that share a multiprocessor, if so many rows are spread out."""
+        return min(self.residents, max(1, -(-rows // self.device.compute_units)))
+
+    def seconds(self, cost: KernelCost, warps: int, sharing: int) -> float:
+        """Of a program's work, where `sharing` programs take turns on its multiprocessor."""
+        hides = warps * sharing >= 2 * WARPGROUP
+        cycles = cost.cycles(self.engine.overlap if hides else 0.0, self.stall)
+        return sharing * cycles / self.device.clock
+
+
+def estimate_pass(
+    rows: Rows,
+    tensors: Tensors,
+    shape: TileShape,
+    step: Pass,
+    costs: TileCosts,
+    machine: Machine,
+    pieces: Sequence[int] = (1,),
+) -> PassEstimate:
+    """The fastest of the numbers of `pieces` into which rows may be cut."""
+    found = [_estimate(rows, tensors, shape, step, costs, machine, n) for n in pieces]
+    return min(found, key=lambda p: p.time)
+
+
+def _estimate(
+    whole: Rows,
+    tensors: Tensors,
+    shape: TileShape,
+    step: Pass,
+    costs: TileCosts,
+    machine: Machine,
+    pieces: int,
+) -> PassEstimate:
+    device = machine.device
+    rows = whole.split(pieces)
+    sharing = machine.programs(rows.number)
+    slots = sharing * device.compute_units
+    moved = memory_traffic(rows, tensors, shape, step, device, slots)
+    if not step.products:
+        nothing = Schedule(np.zeros(1), np.zeros(1, dtype=np.int64), slots)
+        memory = moved / device.memory_bandwidth
+        return PassEstimate(
+            step.name, device.launch_overhead, 0.0, memory, 0.0, 1, {}, 0.0, moved, nothing
+        )
+    full, partial = (
+        machine.seconds(cost, costs.warps, sharing) for cost in (costs.full, costs.partial)
+    )
+    masked = rows.partial
+    if machine.engine.masks_all and masked.any():
+        masked = rows.full + rows.partial
+    # A row moves its own tiles at one multiprocessor's share of the bandwidth, and fills and drains
+    # its pipeline of loads and products once, which takes about as long as a full tile.
+    own = step.own * shape.lanes(step.side) * shape.token_bytes
+    moving = sharing * own / (device.memory_bandwidth / device.compute_units)
+    setting_up = machine.seconds(costs.row, costs.warps, sharing)
+    visited = rows.full + rows.partial
+    overhead = moving + np.where(visited > 0, full + setting_up, 0.0)
+    durations = visited * full + masked * (partial - full) + overhead
+    compute = makespan(durations, rows.count, slots)
+    flops = 2.0 * step.products * shape.pairs * shape.features * rows.visited
+    found = float((visited * rows.count).sum()) * full
+    shares = _shares(costs.full, machine, found)
+    shares["mask arithmetic"] = float((masked * rows.count).sum()) * (partial - full)
+    shares["row overhead"] = float((overhead * rows.count).sum())
+    shares["idle"] = max(0.0, compute * slots - sum(shares.values()))
+    shares = {name: value / (compute * slots) for name, value in shares.items()}
+    merge = 0.0
+    if pieces > 1:
+        # Each piece writes fp32 numbers and a log-sum-exp for each query; a second kernel reads
+        # them.
+        parts = 4.0 * pieces * tensors.queries * tensors.q_heads * (shape.head_dim + 1)
+        merge = device.launch_overhead + 2 * parts / device.memory_bandwidth
+    return PassEstimate(
+        step.name,
+        device.launch_overhead,
+        compute,
+        moved / device.memory_bandwidth,
+        merge,
+        pieces,
+        shares,
+        flops,
+        moved,
+        Schedule(durations, rows.count, slots),
+    )
+
+
+def _shares(cost: KernelCost, machine: Machine, seconds: float) -> dict[str, float]:
+    """How `seconds` of unmasked tiles divide: the longest pipe whole, the others as far as they do
+    not hide behind it; all to loads where those take longest.
+    """
+    pipes = {
+        "matrix products": cost.products,
+        "exponentials": cost.exponentials,
+        "softmax arithmetic": cost.instructions,
+    }
+    longest = max(pipes, key=lambda name: pipes[name])
+    exposed = 1 - machine.engine.overlap
+    parts = {n: x if n == longest else exposed * x for n, x in pipes.items()}
+    total = sum(parts.values())
+    if machine.stall * total < cost.loads:
+        return {**dict.fromkeys(parts, 0.0), "loads": seconds}
+    return {**{n: seconds * x / total for n, x in parts.items()}, "loads": 0.0}
