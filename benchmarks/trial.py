@@ -282,11 +282,11 @@ def _plan(problem: Problem) -> Record:
 
 def _predict(problem: Problem, direction: str) -> Record:
     w = problem.workload
-    if w.queries is not None:
-        raise UnavailableError("the simulator does not know of fewer queries than keys")
     plan = planned(problem)
     dtype = w.dtype if w.dtype != "float32" else "fp32"
     given = {"head_dim": w.head_dim, "batch": w.batch, "dtype": dtype, "direction": direction}
+    if w.queries is not None:
+        given["queries"] = w.queries
     p = maskdsl.simulate(plan, device=PREDICTED, **given)  # type: ignore[arg-type]
     return {
         "device": PREDICTED,

@@ -183,9 +183,9 @@ def simulate(
     maskdsl simulate std/sliding_window n=65536 window=4096 --device h100
     """
     mask = bind(spec, name, values)
-    plan = _plan(mask, q_tile, kv_tile)
+    given = q_tile is not None or kv_tile is not None
     p = predict(
-        plan,
+        _plan(mask, q_tile, kv_tile) if given else mask,
         head_dim=head_dim,
         batch=batch,
         heads=heads,

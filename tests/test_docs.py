@@ -34,6 +34,7 @@ DOCUMENTS = {
     "README.md": ROOT / "README.md",
     "docs/language.md": MANUAL,
     "docs/planner.md": ROOT / "docs" / "planner.md",
+    "docs/simulator.md": ROOT / "docs" / "simulator.md",
 }
 FILES = sorted(p.stem for p in STD.glob("*.mask") if p.stem != "functions")
 

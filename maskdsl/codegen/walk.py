@@ -217,7 +217,7 @@ def cut(
 
 
 def crossing(grid: Grid) -> np.ndarray:
-    """Which tiles have lanes that hold no token, or tokens of both ends of an axis: bool (tiles,)."""
+    """Which tiles have lanes without a token, or tokens of both ends of an axis: bool."""
     found = np.zeros(grid.shape, dtype=bool)
     for axis in range(len(grid.shape)):
         shape = [1] * len(grid.shape)

@@ -16,6 +16,7 @@ from maskdsl.errors import BindError, CompileError, nearest
 from maskdsl.language.binding import real, whole
 from maskdsl.pattern import Mask, Pattern
 from maskdsl.planner import Plan, Tile, TilesLike
+from maskdsl.planner.layout import Cost, work
 from maskdsl.runtime.boundary import DTYPES, Call, Shapes, check_call
 from maskdsl.runtime.reference import Reference
 from maskdsl.runtime.resources import Resources, resources, resources_many, together
@@ -24,11 +25,12 @@ from maskdsl.runtime.triton_autograd import TritonAttention
 from maskdsl.runtime.triton_backend import LEAST_SCALE
 from maskdsl.runtime.tuning import Tuned
 from maskdsl.simulator import simulate
+from maskdsl.simulator.devices import device_for, dtype_name
+from maskdsl.simulator.layout import layout_cost
 
 BACKENDS = ("auto", "triton", "torch", "reference")
 LAYOUTS = ("bhnd", "bnhd")
 DIRECTIONS = ("forward", "backward")
-DEVICES = {"sm_80": "a100", "sm_89": "rtx4090", "sm_100": "b200", "gfx942": "mi300x"}  # or an h100
 
 
 def compile(  # noqa: A001 (the public name)
@@ -120,7 +122,8 @@ class Kernel:
         q_tile, kv_tile = self._tiles
         if self.backend == "triton":
             dim = max(self.shapes.head_dim, self.shapes.value_dim)
-            return self.mask.plan(q_tile, kv_tile, target=self.target, head_dim=dim)
+            cost = self._layout_cost(dim)
+            return self.mask.plan(q_tile, kv_tile, target=self.target, head_dim=dim, cost=cost)
         return self.mask.plan(q_tile, kv_tile)
 
     def plan_of(self, direction: str) -> Plan:
@@ -140,14 +143,22 @@ class Kernel:
             self._plans[direction] = self.mask.plan(*(t if several else t[0] for t in tiles))
         return self._plans[direction]
 
+    def _layout_cost(self, dim: int) -> Cost:
+        """What the simulator says of tiles; their work, where it knows no such device."""
+        try:
+            device = device_for(self.target)
+        except BindError:
+            return work
+        return layout_cost(device, dim, dtype_name(self.shapes.dtype))
+
     def _plan_with(self, lanes: tuple[int, int]) -> Plan:
-        return self.mask.plan(lanes=lanes)
+        dim = max(self.shapes.head_dim, self.shapes.value_dim)
+        return self.mask.plan(lanes=lanes, cost=self._layout_cost(dim))
 
     def _predicted(self, plan: Plan) -> float:
         """Seconds of a forward call with these tiles, as the simulator says."""
-        dtype = self.shapes.dtype
-        device = DEVICES.get(self.target, "h100")
-        return simulate(plan, head_dim=self.shapes.head_dim, dtype=dtype, device=device).time
+        device = device_for(self.target)
+        return simulate(plan, self.shapes.head_dim, dtype=self.shapes.dtype, device=device).time
 
     @property
     def source(self) -> str:
@@ -192,7 +203,7 @@ class Kernel:
         if self.tune:
             free = self._tiles == (None, None) and not program.segmented
             plan_with = self._plan_with if free else None
-            attention.forward = Tuned(attention.forward, plan_with, self._predicted)
+            attention.forward = Tuned(attention.rule, plan_with, self._predicted)
         return attention
 
     def __call__(

@@ -27,7 +27,8 @@ class TritonAttention:
         self, plan: Plan, plan_of: Callable[[str], Plan], spec: Spec, scale: float
     ) -> None:
         self.spec, self.scale = spec, scale
-        self.forward: TritonForward | Tuned = TritonForward(plan, spec, scale)
+        self.rule = TritonForward(plan, spec, scale)
+        self.forward: TritonForward | Tuned = self.rule
         self._program = plan.program
         self._plan_of = plan_of
         self._kernels: dict[tuple[str, tuple[str, ...]], TritonGradient] = {}

@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ class Tuned:
         for number, setting in enumerate(settings):
             try:
                 run = self._kernel(setting)
-                times.append((seconds(lambda run=run: run(*arguments)), number, run))
+                times.append((seconds(partial(run, *arguments)), number, run))
             except MaskError as error:
                 warnings.warn(f"{setting} is left out of tuning: {error}", stacklevel=4)
         if not times:
@@ -112,9 +113,7 @@ class Tuned:
         if setting.lanes != (0, 0):
             assert self._plan_with is not None
             plan = self._plan_with(setting.lanes)
-        spec = replace(
-            self.rule.spec, num_warps=setting.num_warps, num_stages=setting.num_stages
-        )
+        spec = replace(self.rule.spec, num_warps=setting.num_warps, num_stages=setting.num_stages)
         return TritonForward(plan, spec, self.rule.scale)
 
 
