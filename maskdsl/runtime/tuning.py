@@ -50,10 +50,9 @@ def settings_for(
     found = [Setting((0, 0), warps, stages)]
     plans = [((0, 0), plan)]
     own = plan_lanes(plan)
-    for lanes in LANES if plan_with is not None else ():
-        other = plan_with(lanes)
-        if plan_lanes(other) == lanes != own:
-            plans.append((lanes, other))
+    if plan_with is not None:
+        others = ((lanes, plan_with(lanes)) for lanes in LANES if lanes != own)
+        plans += [(lanes, other) for lanes, other in others if plan_lanes(other) == lanes]
     plans.sort(key=lambda x: cost(x[1]))
     for lanes, other in plans:
         for setting in (Setting(lanes, w, s) for w in WARPS for s in STAGES):
