@@ -68,6 +68,11 @@ class Module:
         return any(b.merged for b in boxes) if boxes else None
 
     @property
+    def lanes(self) -> tuple[int, int]:
+        """Of the largest tiles of queries and of keys."""
+        return plan_lanes(self.plan)
+
+    @property
     def kernels(self) -> list[str]:
         """Names of the kernels."""
         return [f.kernel for f in self.frames]
@@ -105,7 +110,7 @@ class Module:
     def shared_context(self, contexts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What the templates of every module say of the plan. contexts: of its frames."""
         plan, spec = self.plan, self.spec
-        settings = spec.settings(*plan_lanes(plan), self.direction)
+        settings = spec.settings(*self.lanes, self.direction)
         program = plan.program
         same = spec.value_dim == spec.head_dim
         used = set().union(*(f.helpers for f in self.frames))

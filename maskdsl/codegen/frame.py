@@ -167,15 +167,15 @@ class Frame:
         self.home, self.number, self.numbers = home, number, numbers
         self.counts: dict[Stage, int] = {}
         program = plan.program
-        self.walk = make_walk(plan, home, number)
+        self.walk = self._walk()
         # a key head's gradients sum over the query heads that share it
         self.shared = home == "k" and program.heads > program.kv_heads
         self.depth = 8 if self.shared else 4
         self.row = "member_row" if self.shared and self.walk.classes > 1 else "row"
         self.segment = self.segments_of(home)[number]
-        self.names = tuple(n for n, _ in self.segment.axes)
-        self.own_sizes = {(home, n): size for n, size in self.segment.axes}
-        self.grid = (plan.q_grids if home == "q" else plan.kv_grids)[number]
+        axes, self.grid = self._held()
+        self.names = tuple(n for n, _ in axes)
+        self.own_sizes = {(home, n): size for n, size in axes}
         self.home_block = self.block_name(home, number)
         self.closed = closed_walk(plan, home)
         if self.closed is not None:
@@ -187,6 +187,15 @@ class Frame:
         self.arrays = {n: a for x in self.aways for n, a in sorted(x.printed.arrays.items())}
         indexing = any(home in x.printed.indexing for x in self.aways)
         self.axes = axes_of(home, self.names, self.grid, True, indexing, self.home_block)
+
+    def _walk(self) -> Walk:
+        """The rows of the home segment."""
+        return make_walk(self.plan, self.home, self.number)
+
+    def _held(self) -> tuple[Sequence[tuple[str, int | None]], Grid]:
+        """(name, extent) of the home tile's axes, and the grid of such tiles."""
+        grids = self.plan.q_grids if self.home == "q" else self.plan.kv_grids
+        return self.segment.axes, grids[self.number]
 
     @property
     def suffix(self) -> str:
