@@ -68,8 +68,8 @@ def query_tiles(plan: Plan, spec: Spec, queries: int) -> tuple[Tile, ...]:
     """
     members = _power(heads_together(plan))
     keys = plan_lanes(plan)[1]
-    least = 64 if spec.target in WARPGROUPS else 16
-    lanes = min(max(members * _power(queries), least), MOST_LANES)
+    least, most = (64, MOST_LANES) if spec.target in WARPGROUPS else (16, 64)
+    lanes = max(min(max(members * _power(queries), least), most), members)
     while lanes > max(16, members) and not _fits(spec, lanes, keys):
         lanes //= 2
     found = []

@@ -107,7 +107,7 @@ def _first(program: Program, want: Shapes, count: int, q_offset: Any) -> int | N
             raise BindError("q_offset is for a space that queries and keys share")
         return None
     if not 1 <= count <= want.keys:
-        raise BindError(f"q has {count} tokens, the mask takes 1 to {want.keys}")
+        return None  # told like any other shape that does not fit
     first = want.keys - count if q_offset is None else whole("q_offset", q_offset, least=0)
     if first + count > want.keys:
         raise BindError(f"{count} queries from position {first} do not fit {want.keys} keys")
