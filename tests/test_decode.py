@@ -182,7 +182,7 @@ def test_exactly_the_right_keys(name: str, splits: int) -> None:
     k2, v2 = k.clone(), v.clone()
     k2[b, kv, hidden] = 3e37
     v2[b, kv, hidden] = 3e37
-    again, _ = attend(run, Call(own, k2, v2, inputs, i), splits)
+    again, _ = run(Call(own, k2, v2, inputs, i), False, splits)  # the other query may see some
     assert torch.equal(again[b, h, 0], out[b, h, 0])
 
 
@@ -202,7 +202,7 @@ def test_tiles_that_are_not_visited_are_not_loaded(splits: int) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
-@pytest.mark.parametrize("name", ["heads", "seven", "segments", "looked_up", "some_see_nothing"])
+@pytest.mark.parametrize("name", ["heads", "seven", "segments", "soft_cap", "some_see_nothing"])
 def test_other_backends(name: str, backend: str) -> None:
     case = ALL[name]
     q, k, v, inputs = case.tensors()
@@ -263,8 +263,8 @@ def test_splits_fill_a_device() -> None:
 @pytest.mark.parametrize(
     ("count", "given", "message"),
     [
-        (4, {"q_offset": 1.5}, "q_offset must be an integer"),
-        (4, {"q_offset": -1}, "q_offset"),
+        (4, {"q_offset": 1.5}, "q_offset must be an int, not 1.5"),
+        (4, {"q_offset": -1}, "q_offset must be at least 0, not -1"),
         (4, {"q_offset": 29}, "4 queries from position 29 do not fit 32 keys"),
         (32, {"q_offset": 1}, "32 queries from position 1 do not fit 32 keys"),
         (33, {}, "q has tokens 33, the mask's is 32"),
@@ -357,6 +357,8 @@ def test_golden(request: pytest.FixtureRequest) -> None:
 def test_sources_are_formatted(tmp_path: Path) -> None:
     for name, case in ALL.items():
         for target in ("sm_90", "sm_80"):
+            if name in MORE and target == "sm_90":
+                continue  # loads by descriptors stay on one line, however long their places
             spec = case.spec(target)
             for count in (1, 64):
                 tiles = query_tiles(case.plan(), spec, count)

@@ -151,7 +151,7 @@ class DecodeFrame(Frame):
         if heads > 1:
             lane = f"q_lane % {_power(heads)}"
             odd = heads != _power(heads)
-            value = f"first_head + " + (f"tl.minimum({lane}, {heads - 1})" if odd else lane)
+            value = "first_head + " + (f"tl.minimum({lane}, {heads - 1})" if odd else lane)
             inside = (f"{lane} < {heads}",) if odd else ()
             self.axes[-1] = replace(self.axes[-1], first="", value=value, inside=inside)
 
@@ -276,7 +276,8 @@ def _of_one_split(opening: Sequence[str], depth: int) -> list[str]:
     line = opening[at].lstrip()
     indent = " " * (len(opening[at]) - len(line))
     loop = ast.parse(f"{line} pass").body[0]
-    assert isinstance(loop, ast.For) and isinstance(loop.iter, ast.Call)
+    assert isinstance(loop, ast.For)
+    assert isinstance(loop.iter, ast.Call)
     low, high, *steps = (ast.get_source_segment(line, x) for x in loop.iter.args)
     step = "".join(f", {x}" for x in steps)
     lines = [f"low, high = part_of({low}, {high}{step or ', 1'}, split, splits)"]

@@ -91,7 +91,8 @@ class TorchDecode:
                 parts.append(slice(*ends.tolist()))
                 places = positions(segment, side, at[parts[-1]] - segment.offset)
                 shape = (-1, 1) if side == "q" else (1, -1)
-                leaves |= {n: torch.from_numpy(x).to(s.device).view(shape) for n, x in places.items()}
+                for name, x in places.items():
+                    leaves[name] = torch.from_numpy(x).to(s.device).view(shape)
             part = tuple(parts)
             assert block.score is not None
             s[part] = evaluate(block.score, leaves | {"logit": s[part]}, call.inputs, space)

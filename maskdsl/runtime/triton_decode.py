@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from maskdsl.codegen import Spec
@@ -75,7 +76,7 @@ class DecodeKernel(_Loaded):
     def __init__(self, plan: Plan, spec: Spec, scale: float) -> None:
         self.plan, self.spec = plan, spec
         emission = DecodeEmission(plan, spec)
-        super().__init__(emission, scale)
+        super().__init__(emission, scale)  # type: ignore[arg-type]
         self._merged = emission.merged
         self._heads = plan.program.heads // heads_together(plan)
 
@@ -88,7 +89,7 @@ class DecodeKernel(_Loaded):
     def longest(self) -> int:
         """Tiles of keys that a row visits at most."""
         heads = [c.heads[0] for c in self.plan.head_classes]
-        return max(int(sum(self.plan.row_counts(h)).max()) for h in heads)
+        return max(int(np.add(*self.plan.row_counts(h)).max()) for h in heads)
 
     def __call__(self, call: Call, splits: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         """(out, lse): as of a whole call, for its queries."""
