@@ -68,11 +68,6 @@ class Module:
         return any(b.merged for b in boxes) if boxes else None
 
     @property
-    def lanes(self) -> tuple[int, int]:
-        """Of the largest tiles of queries and of keys."""
-        return plan_lanes(self.plan)
-
-    @property
     def kernels(self) -> list[str]:
         """Names of the kernels."""
         return [f.kernel for f in self.frames]
@@ -99,6 +94,11 @@ class Module:
         )
         parts = [self.kernel, *dict.fromkeys(shapes), f"h{program.heads}", dims]
         return "-".join([*(p[:60] for p in parts), spec.dtype, spec.target, digest(self.context)])
+
+    @property
+    def lanes(self) -> tuple[int, int]:
+        """Of the largest tiles of queries and of keys."""
+        return plan_lanes(self.plan)
 
     def render(self) -> str:
         """The module's text, formatted."""

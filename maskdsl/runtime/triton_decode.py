@@ -44,9 +44,16 @@ class TritonDecode:
     def __init__(self, mask: Mask, forward: TritonForward) -> None:
         self.mask, self.forward = mask, forward
         self._kernels: dict[tuple[Tile, ...], DecodeKernel] = {}
+        self._found: dict[int, DecodeKernel] = {}
 
     def kernel_for(self, queries: int) -> DecodeKernel:
         """The kernel for calls of so many queries. Raises CompileError."""
+        size = (queries - 1).bit_length()  # tiles depend on the next power of two
+        if size not in self._found:
+            self._found[size] = self._kernel(1 << size)
+        return self._found[size]
+
+    def _kernel(self, queries: int) -> DecodeKernel:
         whole, spec = self.forward.plan, self.forward.spec
         tiles = query_tiles(whole, spec, queries)
         if tiles not in self._kernels:
