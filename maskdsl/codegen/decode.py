@@ -69,6 +69,8 @@ def query_tiles(plan: Plan, spec: Spec, queries: int) -> tuple[Tile, ...]:
     members = _power(heads_together(plan))
     keys = plan_lanes(plan)[1]
     least, most = (64, MOST_LANES) if spec.target in WARPGROUPS else (16, 64)
+    if spec.dtype == "float32":  # its products take registers, not matrix units
+        least, most = 16, 32
     lanes = max(min(max(members * _power(queries), least), most), members)
     while lanes > max(16, members) and not _fits(spec, lanes, keys):
         lanes //= 2
@@ -280,11 +282,13 @@ def _of_one_split(opening: Sequence[str], depth: int) -> list[str]:
     assert isinstance(loop.iter, ast.Call)
     low, high, *steps = (ast.get_source_segment(line, x) for x in loop.iter.args)
     step = "".join(f", {x}" for x in steps)
-    lines = [f"low, high = part_of({low}, {high}{step or ', 1'}, split, splits)"]
+    prefix = "run_" if f"{low}, {high}" == "run_low, run_high" else ""
+    ends = f"{prefix}low, {prefix}high"
+    lines = [f"{ends} = part_of({low}, {high}{step or ', 1'}, split, splits)"]
     if depth + len(indent + lines[0]) > LINE:
         lines = [f"low = {low}", f"high = {high}"]
-        lines.append(f"low, high = part_of(low, high{step or ', 1'}, split, splits)")
-    lines.append(f"{line[: line.index('range(')]}range(low, high{step}):")
+        lines.append(f"{ends} = part_of({ends}{step or ', 1'}, split, splits)")
+    lines.append(f"{line[: line.index('range(')]}range({ends}{step}):")
     return [*opening[:at], *(indent + x for x in lines), *opening[at + 1 :]]
 
 
