@@ -168,7 +168,7 @@ GOOD = {"q": (2, 4, 32, 8), "k": (2, 2, 32, 8), "v": (2, 2, 32, 8)}
 @pytest.mark.parametrize(
     ("changes", "cause"),
     [
-        ({"q": (2, 4, 31, 8)}, "q has tokens 31, the mask's is 32"),
+        ({"q": (2, 4, 33, 8)}, "q has tokens 33, the mask's is 32"),
         ({"q": (2, 3, 32, 8)}, "q has heads 3"),
         ({"k": (2, 4, 32, 8)}, "k has heads 4, the mask's is 2"),
         ({"k": (1, 2, 32, 8)}, "k has batch 1, q's is 2"),

@@ -99,6 +99,11 @@ class Module:
         parts = [self.kernel, *dict.fromkeys(shapes), f"h{program.heads}", dims]
         return "-".join([*(p[:60] for p in parts), spec.dtype, spec.target, digest(self.context)])
 
+    @property
+    def lanes(self) -> tuple[int, int]:
+        """Of the largest tiles of queries and of keys."""
+        return plan_lanes(self.plan)
+
     def render(self) -> str:
         """The module's text, formatted."""
         return render(self.template, self.context)
@@ -109,7 +114,7 @@ class Module:
     def shared_context(self, contexts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What the templates of every module say of the plan. contexts: of its frames."""
         plan, spec = self.plan, self.spec
-        settings = spec.settings(*plan_lanes(plan), self.direction)
+        settings = spec.settings(*self.lanes, self.direction)
         program = plan.program
         same = spec.value_dim == spec.head_dim
         used = set().union(*(f.helpers for f in self.frames))

@@ -29,7 +29,7 @@ from maskdsl.codegen.operands import Dim, Operand, mask_of
 from maskdsl.codegen.sides import Stage, by_sides
 from maskdsl.codegen.spec import Spec, padded
 from maskdsl.codegen.text import PRODUCT
-from maskdsl.codegen.walk import make_walk
+from maskdsl.codegen.walk import Walk, make_walk
 from maskdsl.ir.logic import TRUE
 from maskdsl.ir.nodes import Node, depends_on
 from maskdsl.ir.program import Segment
@@ -173,18 +173,18 @@ class Frame:
         self.home, self.number, self.numbers = home, number, numbers
         self.counts: dict[Stage, int] = {}
         program = plan.program
-        self.walk = make_walk(plan, home, number)
+        self.walk = self._walk()
         # a key head's gradients sum over the query heads that share it
         self.shared = home == "k" and program.heads > program.kv_heads
         self.depth = 8 if self.shared else 4
         self.row = "member_row" if self.shared and self.walk.classes > 1 else "row"
         self.segment = self.segments_of(home)[number]
-        self.names = tuple(n for n, _ in self.segment.axes)
-        self.own_sizes = {(home, n): size or 0 for n, size in self.segment.axes}
-        self.grid = (plan.q_grids if home == "q" else plan.kv_grids)[number]
+        axes, self.grid = self._held()
+        self.names = tuple(n for n, _ in axes)
+        self.own_sizes = {(home, n): size or 0 for n, size in axes}
         self.home_block = self.block_name(home, number)
         self.by_inputs: InputWalk | None = None
-        if asks_inputs(plan):
+        if self._asks_inputs():
             others = plan.kv_grid_ if home == "q" else plan.q_grid_
             self.by_inputs = InputWalk(home, self.rows_name, self.walk.classes, others)
         self.closed = None if self.by_inputs else closed_walk(plan, home)
@@ -198,6 +198,19 @@ class Frame:
         self.arrays = {n: a for x in self.aways for n, a in sorted(x.printed.arrays.items())}
         indexing = any(home in x.printed.indexing for x in self.aways)
         self.axes = axes_of(home, self.names, self.grid, True, indexing, self.home_block)
+
+    def _asks_inputs(self) -> bool:
+        """Whether the kernel is told at a call which tiles its inputs leave to visit."""
+        return asks_inputs(self.plan)
+
+    def _walk(self) -> Walk:
+        """The rows of the home segment."""
+        return make_walk(self.plan, self.home, self.number)
+
+    def _held(self) -> tuple[Sequence[tuple[str, int | None]], Grid]:
+        """(name, extent) of the home tile's axes, and the grid of such tiles."""
+        grids = self.plan.q_grids if self.home == "q" else self.plan.kv_grids
+        return self.segment.axes, grids[self.number]
 
     @property
     def suffix(self) -> str:

@@ -12,6 +12,7 @@ import torch
 from maskdsl.errors import BindError
 from maskdsl.ir.definition import check_input, check_range, match_inputs
 from maskdsl.ir.program import Program
+from maskdsl.language.binding import whole
 
 DTYPES = {
     torch.float16: "float16",
@@ -31,13 +32,15 @@ _NUMPY_KINDS = {
 @dataclass(frozen=True)
 class Call:
     """Checked arguments of one call. q, k, v: (batch, heads, tokens, head_dim), any strides.
-    inputs: on their device.
+    inputs: on their device. first: where the first query stands, if not all of the mask's queries
+    are given.
     """
 
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
     inputs: dict[str, torch.Tensor]
+    first: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,12 @@ class Shapes:
 
 
 def check_call(
-    program: Program, want: Shapes, q: Any, k: Any, v: Any, inputs: Mapping[str, Any]
-) -> Call:
-    """Arguments in `bhnd` order. Raises BindError with the first thing that does not fit."""
+    program: Program, want: Shapes, q: Any, k: Any, v: Any, inputs: Mapping[str, Any],
+    q_offset: Any = None,
+) -> Call:  # fmt: skip
+    """Arguments in `bhnd` order; q_offset: where the first query stands, or None. Raises BindError
+    with the first thing that does not fit.
+    """
     named = {"q": q, "k": k, "v": v}
     for name, x in named.items():
         if not isinstance(x, torch.Tensor):
@@ -73,8 +79,10 @@ def check_call(
     if want.layout == "bnhd":
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     batch = q.shape[0]
+    first = _first(program, want, q.shape[2], q_offset)
+    queries = want.queries if first is None else q.shape[2]
     shapes = {
-        "q": (q, want.heads, want.queries, want.head_dim),
+        "q": (q, want.heads, queries, want.head_dim),
         "k": (k, want.kv_heads, want.keys, want.head_dim),
         "v": (v, want.kv_heads, want.keys, want.value_dim),
     }
@@ -89,7 +97,21 @@ def check_call(
             if have != wanted:
                 shape = tuple(named[name].shape)
                 raise BindError(f"{name} has {what} {have}, {whose} is {wanted} (shape {shape})")
-    return Call(q, k, v, check_inputs(program, batch, q.device, inputs))
+    return Call(q, k, v, check_inputs(program, batch, q.device, inputs), first)
+
+
+def _first(program: Program, want: Shapes, count: int, q_offset: Any) -> int | None:
+    """Where the first of so many queries stands; None where they are all of the mask's."""
+    if not program.shared:
+        if q_offset is not None:
+            raise BindError("q_offset is for a space that queries and keys share")
+        return None
+    if not 1 <= count <= want.keys:
+        return None  # told like any other shape that does not fit
+    first = want.keys - count if q_offset is None else whole("q_offset", q_offset, least=0)
+    if first + count > want.keys:
+        raise BindError(f"{count} queries from position {first} do not fit {want.keys} keys")
+    return first if count < want.keys else None
 
 
 def check_inputs(

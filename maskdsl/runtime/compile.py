@@ -21,8 +21,10 @@ from maskdsl.runtime.boundary import DTYPES, Call, Shapes, check_call
 from maskdsl.runtime.reference import Reference
 from maskdsl.runtime.resources import Resources, resources, resources_many, together
 from maskdsl.runtime.torch_backend import TorchBackend
+from maskdsl.runtime.torch_decode import TorchDecode
 from maskdsl.runtime.triton_autograd import TritonAttention
 from maskdsl.runtime.triton_backend import LEAST_SCALE
+from maskdsl.runtime.triton_decode import TritonDecode
 from maskdsl.runtime.tuning import Tuned
 from maskdsl.simulator import simulate
 from maskdsl.simulator.devices import device_for, dtype_name
@@ -221,31 +223,36 @@ class Kernel:
         compiled for.
 
         k and v have kv_heads heads. inputs: tensors (or arrays) by name. With return_lse also the
-        natural log-sum-exp,
-        float32 (batch, heads, queries). Raises BindError where arguments do not fit, EvalError
-        where inputs make an
-        expression fail.
+        natural log-sum-exp, float32 (batch, heads, queries).
+
+        q_offset: where a shared space has fewer queries than keys (decoding), query i stands at
+        position `keys - queries + i`, or `q_offset + i`. Raises BindError where arguments do not
+        fit, EvalError where inputs make an expression fail.
         """
-        if q_offset is not None:
-            raise BindError(
-                "q_offset (decoding) is not supported by kernels yet; mask.dense takes it"
-            )
-        call = check_call(self.mask.program, self.shapes, q, k, v, inputs)
+        call = check_call(self.mask.program, self.shapes, q, k, v, inputs, q_offset)
         out, lse = self._launch(call, return_lse)
         if self.shapes.layout == "bnhd":
             out = out.transpose(1, 2)
         return (out, lse) if return_lse else out
 
     def _launch(self, call: Call, return_lse: bool) -> Any:
-        if self.backend != "torch":
+        decodes = call.first is not None and self.backend != "reference"
+        if self.backend != "torch" and not decodes:
             return self._run(call, return_lse)
         tensors = (call.q, call.k, call.v, *call.inputs.values())
         if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
             raise CompileError(
-                f"gradients are not supported by the {self.backend} backend yet: "
-                "use backend='reference', or torch.no_grad()"
+                f"gradients {'of fewer queries than keys ' if decodes else ''}are not supported by "
+                f"the {self.backend} backend yet: use backend='reference', or torch.no_grad()"
             )
-        return self._run(call, return_lse)
+        return (self._decode if decodes else self._run)(call, return_lse)
+
+    @cached_property
+    def _decode(self) -> TorchDecode | TritonDecode:
+        """Calls with fewer queries than keys."""
+        if isinstance(self._run, TritonAttention):
+            return TritonDecode(self.mask, self._run.rule)
+        return TorchDecode(self.mask.program, self.scale)
 
     def __repr__(self) -> str:
         return f"<kernel of {self.mask!r} ({self.backend})>"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from maskdsl.errors import BindError
-from maskdsl.ir.definition import dense, parts, raise_where
+from maskdsl.ir.definition import dense, host_array, parts, raise_where
 from maskdsl.ir.evaluate import evaluate
 from maskdsl.ir.logic import FALSE
 from maskdsl.ir.nodes import Node, postorder
@@ -32,33 +32,27 @@ class Reference:
         queries, keys = program.query_tokens, program.key_tokens
         if queries * keys > MAX_PAIRS:
             raise BindError(f"{queries} x {keys} pairs are too many for the reference backend")
-        blocks = program.all_blocks
-        reads = postorder(*(n for b in blocks for n in (b.keep, b.error)))
-        self.per_head = any(n.op == "head" for n in reads)
-        self.per_batch = any(_reads_batch(n) for n in reads)
+        self.per_head, self.per_batch = varies(program)
 
     def __call__(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         """(out, lse): (batch, heads, queries, value_dim) in q's dtype, (batch, heads, queries) in
         float32 or float64.
         """
-        q, k, v = call.q, call.k, call.v
+        q, k, v, first = call.q, call.k, call.v, call.first or 0
         batch, heads = q.shape[:2]
         group = heads // k.shape[1] if k.shape[1] else 1
         compute = torch.float64 if q.dtype == torch.float64 else torch.float32
         outs, lses = [], []
         masks: dict[tuple[int, int], torch.Tensor] = {}
-        arrays = {n: x.detach().cpu() for n, x in call.inputs.items()}
-        host = {
-            n: (x.float() if x.dtype == torch.bfloat16 else x).numpy() for n, x in arrays.items()
-        }
+        host = {n: host_array(n, x) for n, x in call.inputs.items()}
         for b in range(batch):
             for h in range(heads):
                 key = (b if self.per_batch else 0, h if self.per_head else 0)
                 if key not in masks:
-                    keep = dense(self.program, h, b, 0, q.shape[2], host)
+                    keep = dense(self.program, h, b, first, q.shape[2], host)
                     masks[key] = torch.from_numpy(keep).to(q.device)
                 s = q[b, h].to(compute) @ k[b, h // group].to(compute).mT * self.scale
-                s = self._score(s, h, b, call.inputs)
+                s = self._score(s, h, b, first, call.inputs)
                 s = s.masked_fill(~masks[key], -math.inf)
                 lse = torch.logsumexp(s, -1)
                 sink = sink_of(self.program, call, b, torch.tensor([h], device=s.device), compute)
@@ -71,14 +65,14 @@ class Reference:
         return out.view(batch, heads, *out.shape[1:]), lse.view(batch, heads, q.shape[2])
 
     def _score(
-        self, s: torch.Tensor, h: int, b: int, inputs: dict[str, torch.Tensor]
+        self, s: torch.Tensor, h: int, b: int, first: int, inputs: dict[str, torch.Tensor]
     ) -> torch.Tensor:
         program = self.program
         if all(block.score is None for block in program.all_blocks):
             return s
         scored = s.clone()
         space = TorchSpace(s.device, s.dtype)
-        for part in parts(program, h, b, 0, s.shape[0]):
+        for part in parts(program, h, b, first, s.shape[0]):
             block = part.block
             if block.score is None:
                 continue
@@ -97,6 +91,12 @@ class Reference:
 
 def _host(x: Any) -> Any:
     return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+
+
+def varies(program: Program) -> tuple[bool, bool]:
+    """Whether which keys are kept may differ between heads, and between batch entries."""
+    reads = postorder(*(n for b in program.all_blocks for n in (b.keep, b.error)))
+    return any(n.op == "head" for n in reads), any(_reads_batch(n) for n in reads)
 
 
 def _reads_batch(node: Node) -> bool:

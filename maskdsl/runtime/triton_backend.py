@@ -40,12 +40,16 @@ class _Loaded:
         home = "k" if emission.direction == "dkv" else "q"
         self._lists = InputLists(emission.plan, home) if emission.asks_inputs else None
 
-    def _walk(self, q: torch.Tensor, inputs: Inputs) -> dict[str, torch.Tensor]:
-        """The tables of a call, on q's device."""
-        found = self._on_device.get(q.device)
+    def _tables_on(self, device: torch.device) -> dict[str, torch.Tensor]:
+        found = self._on_device.get(device)
         if found is None:
-            found = {name: x.to(q.device) for name, x in self._tables.items()}
-            self._on_device[q.device] = found
+            found = {name: x.to(device) for name, x in self._tables.items()}
+            self._on_device[device] = found
+        return found
+
+    def _walk(self, q: torch.Tensor, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """The tables of a call, on q's device, with what its inputs leave to visit."""
+        found = self._tables_on(q.device)
         if self._lists is None:
             return found
         return found | self._lists(inputs, q.shape[0], q.device)
