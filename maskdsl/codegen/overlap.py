@@ -1,9 +1,9 @@
 """A second forward module for Hopper GPUs, in Gluon: exponentials overlapped with matrix products.
 
-Plain Triton waits for a tile's products of queries and keys before it goes on, so that a warpgroup's
-tensor cores idle while it takes their exponentials. Gluon lets a kernel say when it waits: it takes
-them while the values of the tile before are summed, in the order of FlashAttention-3
-(arXiv 2407.08608, section 3.2).
+Plain Triton waits for a tile's products of queries and keys before it goes on, so that the tensor
+cores idle while a warpgroup takes their exponentials. Gluon lets a kernel say when it waits: it
+takes them while the values of the tile before are summed, in the order of FlashAttention-3 (arXiv
+2407.08608, section 3.2).
 
 The key tiles of a row pass through one pipeline, the full ones first. Tiles are copied some steps
 ahead, so they are found by their number: listed one by one, or counted where the walk is closed.
@@ -68,7 +68,8 @@ class Known:
     @property
     def taken(self) -> list[str]:
         """The tuple is taken apart."""
-        text = ", ".join(self.names) if len(self.names) > 1 else f"({self.names[0]},)"
+        text = ", ".join(self.names)
+        text = f"({text},)" if len(self.names) == 1 else text
         return _within_line(f"{text} = known", "(", self.names, ") = known")
 
 
@@ -98,7 +99,7 @@ class OverlapEmission(Module):
         low = self.lowered
         queries, keys = plan_lanes(plan)
         _check_plan(plan, low, queries, keys)
-        # as many warps as the scores have rows for: with fewer, a thread's registers do not hold them
+        # as many warps as the scores have rows for: with fewer, registers do not hold the scores
         self.spec = spec = replace(spec, num_warps=queries // ROWS_OF_WARP)
         self.stages = spec.settings(queries, keys)[1]
         if self.stages < 2:

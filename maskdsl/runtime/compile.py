@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from maskdsl.codegen import Emission, GradientEmission, Spec
+from maskdsl.codegen import Emission, GradientEmission, OverlapEmission, Spec
 from maskdsl.errors import BindError, CompileError, nearest
 from maskdsl.language.binding import real, whole
 from maskdsl.pattern import Mask, Pattern
@@ -21,7 +21,7 @@ from maskdsl.runtime.reference import Reference
 from maskdsl.runtime.resources import Resources, resources, resources_many, together
 from maskdsl.runtime.torch_backend import TorchBackend
 from maskdsl.runtime.triton_autograd import TritonAttention
-from maskdsl.runtime.triton_backend import LEAST_SCALE
+from maskdsl.runtime.triton_backend import FORWARD, LEAST_SCALE
 
 BACKENDS = ("auto", "triton", "torch", "reference")
 LAYOUTS = ("bhnd", "bnhd")
@@ -40,6 +40,7 @@ def compile(  # noqa: A001 (the public name)
     layout: str = "bhnd",
     q_tile: TilesLike | None = None,
     kv_tile: TilesLike | None = None,
+    template: str = "plain",
 ) -> Kernel:
     """A kernel for one mask.
 
@@ -47,6 +48,8 @@ def compile(  # noqa: A001 (the public name)
     backend: "auto" (triton on a GPU, torch elsewhere), "triton", "torch" or "reference" (dense).
     target: what triton compiles for, such as "sm_90"; default the GPU at hand.
     scale: of the products (default head_dim ** -0.5). layout: "bhnd" or "bnhd" of q, k, v and out.
+    template: of triton's forward kernel: "plain", or "overlap", for sm_90, which takes exponentials
+    while the tensor cores multiply.
     Raises BindError for arguments that do not fit, PlanError and CompileError.
     """
     if isinstance(mask, Pattern):
@@ -61,6 +64,8 @@ def compile(  # noqa: A001 (the public name)
         raise BindError(f"layout is one of {', '.join(LAYOUTS)}, not {layout!r}")
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
         raise BindError(f"dtype is one of {', '.join(map(str, DTYPES))}, not {dtype}")
+    if template not in FORWARD:
+        raise BindError(f"template is one of {', '.join(FORWARD)}, not {template!r}")
     head_dim = whole("head_dim", head_dim, least=1)
     value_dim = head_dim if value_dim is None else whole("value_dim", value_dim, least=1)
     scale = head_dim**-0.5 if scale is None else real("scale", scale)
@@ -71,7 +76,9 @@ def compile(  # noqa: A001 (the public name)
     if backend == "auto":
         on_gpu = torch.cuda.is_available() and dtype != torch.float64
         backend = "triton" if on_gpu else "torch"
-    return Kernel(mask, shapes, backend, target, scale, q_tile, kv_tile)
+    if template != "plain" and backend != "triton":
+        raise CompileError(f"the {template} template is for the triton backend, not {backend}")
+    return Kernel(mask, shapes, backend, target, scale, q_tile, kv_tile, template)
 
 
 class Kernel:
@@ -83,13 +90,14 @@ class Kernel:
 
     def __init__(
         self, mask: Mask, shapes: Shapes, backend: str, target: str | None, scale: float,
-        q_tile: TilesLike | None, kv_tile: TilesLike | None,
+        q_tile: TilesLike | None, kv_tile: TilesLike | None, template: str,
     ) -> None:  # fmt: skip
         self.mask = mask
         self.shapes = shapes
         self.backend = backend
         self.target = target or _target_at_hand()
         self.scale = scale
+        self.template = template
         self._tiles = q_tile, kv_tile
         self._plans: dict[str, Plan] = {}
         self._run = self._backend()
@@ -101,9 +109,9 @@ class Kernel:
         return Spec(s.head_dim, s.value_dim, DTYPES[s.dtype], self.target, rising)
 
     @cached_property
-    def _emission(self) -> Emission:
+    def _emission(self) -> Emission | OverlapEmission:
         """What a GPU would run, also for the other backends."""
-        return Emission(self.plan, self._spec)
+        return FORWARD[self.template](self.plan, self._spec)
 
     @cached_property
     def plan(self) -> Plan:
@@ -172,7 +180,7 @@ class Kernel:
             return lambda call, _: reference(call)
         if self.backend == "torch":
             return TorchBackend(self.plan, self.scale)
-        return TritonAttention(self.plan, self.plan_of, self._spec, self.scale)
+        return TritonAttention(self.plan, self.plan_of, self._spec, self.scale, self.template)
 
     def __call__(
         self,
