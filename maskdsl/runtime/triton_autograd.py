@@ -19,7 +19,8 @@ class TritonAttention:
     """Attention under one plan, and its gradients.
 
     plan_of: gives the plan of a backward kernel, "dq" or "dkv", which are emitted at the first
-    backward pass. scale: of the products. template: of the forward kernel. Raises CompileError where a plan is beyond kernels.
+    backward pass. scale: of the products. template: of the forward kernel. Raises CompileError
+    where a plan is beyond kernels.
     """
 
     def __init__(
