@@ -43,7 +43,7 @@ TYPES = {
 }  # fmt: skip
 OPTIONS = {"num_warps": 8}
 
-# How the threads hold scores and output, as matrix products give them, and weights, as they take them.
+# How threads hold scores and output, as products give them, and weights, as they take them.
 ELEMENT = gl.constexpr(gl.bfloat16)
 SCORES = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [8, 1], [16, 128, 16]))
 OUTPUT = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [8, 1], [16, 128, 16]))
