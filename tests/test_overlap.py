@@ -38,7 +38,7 @@ SMALL = {
                    48, 64, HALF),
     "both_sides": Case("pattern w over (n) keep near(n, 170)", {"n": 777}, (64,), (64,), 64, 64,
                        HALF),
-    "wide_band": Case("pattern w over (n) keep near(n, 450)", {"n": 1500}, (128,), (64,), 64, 64,
+    "wide_band": Case("pattern w over (n) keep near(n, 450)", {"n": 1000}, (128,), (64,), 64, 64,
                       HALF),
     "before": Case("pattern w over (n) keep q.n + 100 <= k.n < q.n + 400", {"n": 700}, (64,), (64,),
                    64, 64, HALF),
