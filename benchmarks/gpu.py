@@ -82,9 +82,11 @@ def compilations(workloads: list[Workload], directions: tuple[str, ...]) -> list
         for w in workloads:
             if direction == "backward" and w.queries is not None:
                 continue
-            names = ["ours", *(f"flex/{option}" for option in FLEX_OPTIONS[direction])]
+            own = ["ours", "overlap"] if direction == "forward" else ["ours"]
+            names = [*own, *(f"flex/{option}" for option in FLEX_OPTIONS[direction])]
             tasks += [
-                (max(0, i - 1), (run_warm, (w, direction, name))) for i, name in enumerate(names)
+                (max(0, i - len(own)), (run_warm, (w, direction, name)))
+                for i, name in enumerate(names)
             ]
     return [task for _, task in sorted(tasks, key=lambda t: t[0])]
 

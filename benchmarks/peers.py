@@ -85,7 +85,10 @@ def contenders(problem: Problem, direction: str) -> list[Contender]:
         ]
     # Options mean nothing to the uncompiled FlexAttention that a CPU runs.
     others = others if problem.device.type == "cuda" else []
-    return [Contender("ours", True, ours), first, *dense, *others, *natten]
+    overlap = []
+    if direction == "forward":  # gradients have no such template
+        overlap = [Contender("overlap", True, functools.partial(ours, template="overlap"))]
+    return [Contender("ours", True, ours), *overlap, first, *dense, *others, *natten]
 
 
 def settle() -> None:

@@ -76,14 +76,16 @@ class Problem:
     def grouped(self) -> bool:
         return self.workload.groups != self.workload.heads
 
-    def kernel(self) -> maskdsl.Kernel:
+    def kernel(self, template: str = "plain") -> maskdsl.Kernel:
         """Ours, compiled when first asked for. Raises MaskError."""
-        if "kernel" not in self.memo:
+        if template not in self.memo:
             w = self.workload
             start = time.perf_counter()
-            kernel = maskdsl.compile(self.mask, w.head_dim, self.q.dtype, **w.tiles)
-            self.memo["kernel"] = kernel, time.perf_counter() - start
-        kernel, _ = self.memo["kernel"]
+            kernel = maskdsl.compile(
+                self.mask, w.head_dim, self.q.dtype, template=template, **w.tiles
+            )
+            self.memo[template] = kernel, time.perf_counter() - start
+        kernel, _ = self.memo[template]
         return kernel  # type: ignore[no-any-return]
 
     def flex(self) -> FlexUse | None:
@@ -116,9 +118,10 @@ class Problem:
 class Contender:
     """Something that computes attention.
 
-    name: "ours", "sdpa_cudnn", or "flex/default" where a peer has several options. masked: whether
-    it solves the workload's problem, or the dense one. build: gives the function to be timed, and
-    writes what is to be recorded besides into the dict; raises UnavailableError or MaskError.
+    name: "ours" (the plain template), "overlap" (ours by the other one), "sdpa_cudnn", or
+    "flex/default" where a peer has several options. masked: whether it solves the workload's
+    problem, or the dense one. build: gives the function to be timed, and writes what is to be
+    recorded besides into the dict; raises UnavailableError or MaskError.
     """
 
     name: str
@@ -130,10 +133,12 @@ class Contender:
         return self.name.split("/")[0]
 
 
-def ours(problem: Problem, facts: dict[str, Any]) -> Attention:
+def ours(problem: Problem, facts: dict[str, Any], template: str = "plain") -> Attention:
     """The kernel that `maskdsl.compile` gives."""
-    kernel = problem.kernel()
-    facts |= {"backend": kernel.backend, "compile_s": problem.memo["kernel"][1]}
+    if template != "plain" and problem.device.type != "cuda":
+        raise UnavailableError("needs a GPU")
+    kernel = problem.kernel(template)
+    facts |= {"backend": kernel.backend, "compile_s": problem.memo[template][1]}
     if kernel.backend == "triton":
         facts["key"] = kernel.key
 

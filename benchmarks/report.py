@@ -99,6 +99,14 @@ def table(report: Record, direction: str) -> str:
             seconds = causal[1]["seconds"]
             ratio = f", {seconds / s['ours']:.2f} times ours" if s["ours"] else ""
             notes.append(f"- {record['title']}: {causal[0]} takes {_ms(seconds)} ms{ratio}")
+        overlap = record.get(direction, {}).get("contenders", {}).get("overlap", {})
+        if "seconds" in overlap and s["ours"]:
+            ratio = overlap["seconds"] / s["ours"]
+            wrong = "" if overlap.get("check", {}).get("ok", True) else ", but is WRONG"
+            notes.append(
+                f"- {record['title']}: the overlap template takes {_ms(overlap['seconds'])} ms,"
+                f" {ratio:.2f} times the plain one's{wrong}"
+            )
         if s["why"]:
             notes.append(f"- {record['title']}: {s['why']}")
     return "\n".join([*lines, "", *notes])

@@ -23,6 +23,7 @@ from benchmarks.truth import Truth
 Record = dict[str, Any]
 
 PREDICTED = "h200"
+TEMPLATES = {"ours": "plain", "overlap": "overlap"}  # of our kernels, by contender
 FORWARD_SHARE = 0.5  # of a trial's time
 IN_TURN_SHARE = 0.3  # of a direction's time
 SAMPLES_S = 2.0  # of a direction, at most
@@ -192,11 +193,21 @@ class _Direction:
             return self.truth.check_backward(attention)
         with torch.no_grad():
             check = self.truth.check_forward(attention)
-            if contender.name == "ours":
+            if contender.name in TEMPLATES:
                 p = self.problem
-                _, lse = p.kernel()(p.q, p.k, p.v, return_lse=True, **p.inputs)
+                kernel = p.kernel(TEMPLATES[contender.name])
+                out, lse = kernel(p.q, p.k, p.v, return_lse=True, **p.inputs)
                 check |= self.truth.check_lse(lse, check["ok"])
+                if contender.name != "ours":
+                    check["from_ours"] = self._difference(out)
         return check
+
+    def _difference(self, out: Tensor) -> float:
+        """Of an output from the plain template's: the largest, over its largest number."""
+        p = self.problem
+        plain = p.kernel()(p.q, p.k, p.v, **p.inputs)
+        assert isinstance(plain, Tensor)
+        return float((out - plain).abs().max() / plain.abs().max())
 
     def _keep_best(self, runs: dict[str, Run], contender: Contender) -> None:
         """Of a peer's options only the fastest that is right stays: the others' memory is freed."""
@@ -216,7 +227,7 @@ class _Direction:
             return {"tflops": batch * heads * queries * self.problem.k.shape[2] * unit}
         pairs, visited = self.record.get("pairs"), self.record["plan"].get("visited_pairs")
         rates = {"tflops": pairs * unit} if pairs else {}
-        if name == "ours" and visited:
+        if name in TEMPLATES and visited:
             rates["tflops_visited"] = visited * unit
         return rates
 

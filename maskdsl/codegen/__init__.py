@@ -2,6 +2,7 @@
 
 from maskdsl.codegen.emit import Emission, Emitted, emit
 from maskdsl.codegen.gradients import GradientEmission
+from maskdsl.codegen.overlap import OverlapEmission
 from maskdsl.codegen.spec import Spec
 
-__all__ = ["Emission", "Emitted", "GradientEmission", "Spec", "emit"]
+__all__ = ["Emission", "Emitted", "GradientEmission", "OverlapEmission", "Spec", "emit"]

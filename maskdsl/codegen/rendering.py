@@ -19,8 +19,8 @@ def render(template: str, context: Mapping[str, Any]) -> str:
     text = _environment().get_template(template).render(e=context)
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
     text = re.sub(r"\n{3,}(?=[ \t])", "\n\n", text)
-    blocks = re.split(r"(?<=\n)\n\n+(?=@triton)|(?<=\n)\n\n+(?=def )", text)
-    blocks = [_without_unused(b) if b.startswith("@triton.jit") else b for b in blocks]
+    blocks = re.split(r"(?<=\n)\n\n+(?=@\w+\.jit)|(?<=\n)\n\n+(?=def )", text)
+    blocks = [_without_unused(b) if re.match(r"@\w+\.jit", b) else b for b in blocks]
     text = "\n\n\n".join(blocks)
     return re.sub(r"\n{3,}", "\n\n\n", text).strip("\n") + "\n"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from maskdsl.codegen import Emission, GradientEmission, Spec
+from maskdsl.codegen import Emission, GradientEmission, OverlapEmission, Spec
 from maskdsl.errors import BindError, CompileError, nearest
 from maskdsl.language.binding import real, whole
 from maskdsl.pattern import Mask, Pattern
@@ -23,7 +23,7 @@ from maskdsl.runtime.resources import Resources, resources, resources_many, toge
 from maskdsl.runtime.torch_backend import TorchBackend
 from maskdsl.runtime.torch_decode import TorchDecode
 from maskdsl.runtime.triton_autograd import TritonAttention
-from maskdsl.runtime.triton_backend import LEAST_SCALE
+from maskdsl.runtime.triton_backend import FORWARD, LEAST_SCALE
 from maskdsl.runtime.triton_decode import TritonDecode
 from maskdsl.runtime.tuning import Tuned
 from maskdsl.simulator import simulate
@@ -48,6 +48,7 @@ def compile(  # noqa: A001 (the public name)
     q_tile: TilesLike | None = None,
     kv_tile: TilesLike | None = None,
     tune: bool = False,
+    template: str = "plain",
 ) -> Kernel:
     """A kernel for one mask.
 
@@ -57,6 +58,8 @@ def compile(  # noqa: A001 (the public name)
     scale: of the products (default head_dim ** -0.5). layout: "bhnd" or "bnhd" of q, k, v and out.
     tune: whether the forward kernel's settings are measured at its first call on a GPU, and the
     best remembered on disk for this device; otherwise a rule chooses them.
+    template: of triton's forward kernel: "plain", or "overlap", for sm_90, which takes exponentials
+    while the tensor cores multiply.
     Raises BindError for arguments that do not fit, PlanError and CompileError.
     """
     if isinstance(mask, Pattern):
@@ -71,6 +74,8 @@ def compile(  # noqa: A001 (the public name)
         raise BindError(f"layout is one of {', '.join(LAYOUTS)}, not {layout!r}")
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
         raise BindError(f"dtype is one of {', '.join(map(str, DTYPES))}, not {dtype}")
+    if template not in FORWARD:
+        raise BindError(f"template is one of {', '.join(FORWARD)}, not {template!r}")
     head_dim = whole("head_dim", head_dim, least=1)
     value_dim = head_dim if value_dim is None else whole("value_dim", value_dim, least=1)
     scale = head_dim**-0.5 if scale is None else real("scale", scale)
@@ -83,7 +88,9 @@ def compile(  # noqa: A001 (the public name)
         backend = "triton" if on_gpu else "torch"
     if tune and backend != "triton":
         raise BindError(f"tune measures triton kernels, and the backend is {backend}")
-    return Kernel(mask, shapes, backend, target, scale, q_tile, kv_tile, tune)
+    if template != "plain" and backend != "triton":
+        raise CompileError(f"the {template} template is for the triton backend, not {backend}")
+    return Kernel(mask, shapes, backend, target, scale, q_tile, kv_tile, tune, template)
 
 
 class Kernel:
@@ -96,6 +103,7 @@ class Kernel:
     def __init__(
         self, mask: Mask, shapes: Shapes, backend: str, target: str | None, scale: float,
         q_tile: TilesLike | None, kv_tile: TilesLike | None, tune: bool = False,
+        template: str = "plain",
     ) -> None:  # fmt: skip
         self.mask = mask
         self.tune = tune
@@ -103,6 +111,7 @@ class Kernel:
         self.backend = backend
         self.target = target or _target_at_hand()
         self.scale = scale
+        self.template = template
         self._tiles = q_tile, kv_tile
         self._plans: dict[str, Plan] = {}
         self._run = self._backend()
@@ -114,9 +123,9 @@ class Kernel:
         return Spec(s.head_dim, s.value_dim, DTYPES[s.dtype], self.target, rising)
 
     @cached_property
-    def _emission(self) -> Emission:
+    def _emission(self) -> Emission | OverlapEmission:
         """What a GPU would run, also for the other backends."""
-        return Emission(self.plan, self._spec)
+        return FORWARD[self.template](self.plan, self._spec)
 
     @cached_property
     def plan(self) -> Plan:
@@ -201,7 +210,7 @@ class Kernel:
             return lambda call, _: reference(call)
         if self.backend == "torch":
             return TorchBackend(self.plan, self.scale)
-        attention = TritonAttention(self.plan, self.plan_of, self._spec, self.scale)
+        attention = TritonAttention(self.plan, self.plan_of, self._spec, self.scale, self.template)
         if self.tune:
             free = self._tiles == (None, None) and not program.segmented
             plan_with = self._plan_with if free else None

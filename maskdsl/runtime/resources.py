@@ -150,7 +150,11 @@ def _as_called(kernel: Any, module: dict[str, Any]) -> Any:
     """The kernel with the types that a call with aligned, contiguous tensors gives it."""
     import triton.language as tl
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
+    from triton.runtime.jit import JITFunction
 
+    source = GluonASTSource if kernel.is_gluon() else ASTSource
+    text = "\n".join(x.src for x in module.values() if isinstance(x, JITFunction))
     signature: dict[str, Any] = {}
     constants: dict[Any, Any] = {}
     aligned: dict[Any, Any] = {}
@@ -166,7 +170,7 @@ def _as_called(kernel: Any, module: dict[str, Any]) -> Any:
         elif name == "scale":
             signature[name] = "fp32"
         elif name.endswith(("_strides", "_sizes")):
-            read = re.findall(rf"\b{name}\[(\d+)\]", kernel.src)
+            read = re.findall(rf"\b{name}\[(\d+)\]", text)
             rank = 1 + max(map(int, read), default=0)
             tensor = name.removesuffix("_strides")
             of_tensor = f"{tensor}_ptr" in module["TYPES"]
@@ -180,7 +184,7 @@ def _as_called(kernel: Any, module: dict[str, Any]) -> Any:
             signature[name] = tuple(types)
         else:
             signature[name] = "i32"
-    return ASTSource(kernel, signature, constants, aligned)
+    return source(kernel, signature, constants, aligned)
 
 
 def _of_cubin(asm: Mapping[str, Any]) -> tuple[int, int, Code]:

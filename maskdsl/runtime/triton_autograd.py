@@ -20,14 +20,16 @@ class TritonAttention:
     """Attention under one plan, and its gradients.
 
     plan_of: gives the plan of a backward kernel, "dq" or "dkv", which are emitted at the first
-    backward pass. scale: of the products. Raises CompileError where a plan is beyond kernels.
+    backward pass. scale: of the products. template: of the forward kernel. Raises CompileError
+    where a plan is beyond kernels.
     """
 
     def __init__(
-        self, plan: Plan, plan_of: Callable[[str], Plan], spec: Spec, scale: float
-    ) -> None:
+        self, plan: Plan, plan_of: Callable[[str], Plan], spec: Spec, scale: float,
+        template: str = "plain",
+    ) -> None:  # fmt: skip
         self.spec, self.scale = spec, scale
-        self.rule = TritonForward(plan, spec, scale)
+        self.rule = TritonForward(plan, spec, scale, template)
         self.forward: TritonForward | Tuned = self.rule
         self._program = plan.program
         self._plan_of = plan_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from maskdsl.codegen import Emission, GradientEmission, Spec
+from maskdsl.codegen import Emission, GradientEmission, OverlapEmission, Spec
 from maskdsl.errors import CompileError
 from maskdsl.planner import Plan
 from maskdsl.runtime.cache import load_source
@@ -18,6 +18,11 @@ from maskdsl.runtime.input_lists import InputLists
 
 MAX_PROGRAMS = 2**31 - 1
 LEAST_SCALE = 1e-30  # a scale this large may multiply minus infinity
+# the forward module, by the name of its template
+FORWARD: dict[str, type[Emission] | type[OverlapEmission]] = {
+    "plain": Emission,
+    "overlap": OverlapEmission,
+}
 _SIGNED = {torch.uint8: torch.int32, torch.uint16: torch.int32, torch.uint32: torch.int64}
 
 Inputs = Mapping[str, torch.Tensor]
@@ -30,7 +35,9 @@ class _Loaded:
     source: its text. key: what it is cached under. scale: of the products.
     """
 
-    def __init__(self, emission: Emission | GradientEmission, scale: float) -> None:
+    def __init__(
+        self, emission: Emission | OverlapEmission | GradientEmission, scale: float
+    ) -> None:
         self.scale = scale
         self.key = emission.key
         self.source = emission.render()
@@ -56,13 +63,16 @@ class _Loaded:
 
 
 class TritonForward(_Loaded):
-    """Forward attention under one plan. Raises CompileError where the plan is beyond kernels."""
+    """Forward attention under one plan; template: "plain" or "overlap". Raises CompileError where
+    the plan is beyond kernels, or the template does not apply.
+    """
 
-    def __init__(self, plan: Plan, spec: Spec, scale: float) -> None:
+    def __init__(self, plan: Plan, spec: Spec, scale: float, template: str = "plain") -> None:
         scale = float(scale)
         self.plan = plan
         self.spec = replace(spec, rising=scale > LEAST_SCALE)
-        emission = Emission(plan, self.spec)
+        emission = FORWARD[template](plan, self.spec)
+        self._template = template
         super().__init__(emission, scale)
         self._merged = emission.merged
         self._programs = plan.q_tiles * plan.program.heads
@@ -94,6 +104,8 @@ class TritonForward(_Loaded):
         return out, lse if return_lse else None
 
     def _check(self, q: torch.Tensor) -> None:
+        if q.device.type == "cpu" and self._template == "overlap":
+            raise CompileError("the overlap template runs on a GPU alone: use the plain template")
         if q.device.type == "cpu" and not self._interpreted:
             raise CompileError(
                 "a triton kernel runs on a CPU only under its interpreter: set TRITON_INTERPRET=1 "
