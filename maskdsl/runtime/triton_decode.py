@@ -10,6 +10,7 @@ import torch
 
 from maskdsl.codegen import Spec
 from maskdsl.codegen.decode import MOST_SPLITS, DecodeEmission, heads_together, query_tiles
+from maskdsl.codegen.visits import MANY
 from maskdsl.errors import BindError, CompileError
 from maskdsl.pattern import Mask
 from maskdsl.planner import Grid, Plan, Tile
@@ -23,7 +24,13 @@ from maskdsl.runtime.triton_backend import (
     signed,
 )
 
+WASTE = 1.25  # times the key tiles that a query needs, up to which a row also serves others
 FILLED = 2  # programs per multiprocessor, until which the keys are cut
+
+
+def per_row(plan: Plan) -> float:
+    """Key tiles that a tile of queries visits, on average."""
+    return plan.density * plan.kv_tiles
 
 
 def splits_for(programs: int, tiles: int, multiprocessors: int) -> int:
@@ -55,13 +62,21 @@ class TritonDecode:
 
     def _kernel(self, queries: int) -> DecodeKernel:
         whole, spec = self.forward.plan, self.forward.spec
-        tiles = query_tiles(whole, spec, queries)
+        plan, fewer = (
+            self._plan(query_tiles(whole, spec, queries, fill)) for fill in (True, False)
+        )
+        if WASTE * per_row(fewer) < per_row(plan) and fewer.q_tiles * per_row(fewer) < MANY:
+            plan = fewer
+        tiles = tuple(g.tile for g in plan.q_grids)
         if tiles not in self._kernels:
-            key_tiles = tuple(g.tile for g in whole.kv_grids)
-            several = whole.program.segmented
-            plan = self.mask.plan(*(t if several else t[0] for t in (tiles, key_tiles)))
             self._kernels[tiles] = DecodeKernel(plan, spec, self.forward.scale)
         return self._kernels[tiles]
+
+    def _plan(self, tiles: tuple[Tile, ...]) -> Plan:
+        whole = self.forward.plan
+        key_tiles = tuple(g.tile for g in whole.kv_grids)
+        several = whole.program.segmented
+        return self.mask.plan(*(t if several else t[0] for t in (tiles, key_tiles)))
 
     def __call__(
         self, call: Call, return_lse: bool, splits: int | None = None
