@@ -58,12 +58,14 @@ def heads_together(plan: Plan) -> int:
     return 1
 
 
-def query_tiles(plan: Plan, spec: Spec, queries: int, fill: bool = True) -> tuple[Tile, ...]:
+def query_tiles(
+    plan: Plan, spec: Spec, queries: int, longest: int = MOST_LANES
+) -> tuple[Tile, ...]:
     """Per segment, the tile of queries along the last axis for calls of about so many queries.
 
-    plan: whose heads and key tiles are taken. fill: whether lanes that the target's matrix products
-    have anyway hold further queries; otherwise they are idle. Raises CompileError where the key
-    tiles leave no room for any.
+    plan: whose heads and key tiles are taken. longest: queries of a tile at most; lanes that the
+    target's matrix products have anyway are idle then. Raises CompileError where the key tiles
+    leave no room for any.
     """
     members = _power(heads_together(plan))
     keys = plan_lanes(plan)[1]
@@ -73,8 +75,7 @@ def query_tiles(plan: Plan, spec: Spec, queries: int, fill: bool = True) -> tupl
         lanes //= 2
     found = []
     for segment in plan.program.queries:
-        long = min(lanes // members, _power(segment.shape[-1]))
-        long = long if fill else min(long, _power(queries))
+        long = min(lanes // members, _power(segment.shape[-1]), longest)
         found.append(Tile((*(1,) * (len(segment.shape) - 1), long)))
     return tuple(found)
 

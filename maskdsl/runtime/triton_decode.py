@@ -10,7 +10,6 @@ import torch
 
 from maskdsl.codegen import Spec
 from maskdsl.codegen.decode import MOST_SPLITS, DecodeEmission, heads_together, query_tiles
-from maskdsl.codegen.visits import MANY
 from maskdsl.errors import BindError, CompileError
 from maskdsl.pattern import Mask
 from maskdsl.planner import Grid, Plan, Tile
@@ -61,12 +60,14 @@ class TritonDecode:
         return self._found[size]
 
     def _kernel(self, queries: int) -> DecodeKernel:
+        """Tiles hold more queries than asked for while that costs few more key tiles."""
         whole, spec = self.forward.plan, self.forward.spec
-        plan, fewer = (
-            self._plan(query_tiles(whole, spec, queries, fill)) for fill in (True, False)
-        )
-        if WASTE * per_row(fewer) < per_row(plan) and fewer.q_tiles * per_row(fewer) < MANY:
-            plan = fewer
+        plan = self._plan(query_tiles(whole, spec, queries))
+        fewest = per_row(self._plan(query_tiles(whole, spec, queries, queries)))
+        longest = max(g.tile.size[-1] for g in plan.q_grids)
+        while per_row(plan) > WASTE * fewest and longest > queries:
+            longest //= 2
+            plan = self._plan(query_tiles(whole, spec, queries, longest))
         tiles = tuple(g.tile for g in plan.q_grids)
         if tiles not in self._kernels:
             self._kernels[tiles] = DecodeKernel(plan, spec, self.forward.scale)
