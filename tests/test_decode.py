@@ -16,7 +16,7 @@ from kernels import CASES, Case
 from test_codegen import check_golden
 
 import maskdsl
-from maskdsl import BindError, CompileError
+from maskdsl import BindError, CompileError, Tile
 from maskdsl.codegen import Spec
 from maskdsl.codegen.decode import DecodeEmission, heads_together, query_tiles
 from maskdsl.codegen.spec import SHARED
@@ -238,6 +238,21 @@ def test_one_kernel_serves_every_position_and_one_size_of_tile_every_number() ->
     assert len(run._kernels) == 1
     assert run.kernel_for(1) is run.kernel_for(32)
     assert run.kernel_for(100).plan.q_tile.size == (64,)
+
+
+def test_further_queries_share_a_tile_while_they_see_much_the_same() -> None:
+    """One query of a dilated window sees one residue class; its neighbours see the others."""
+    spec = Spec(16, 16, "float16")
+    for text, sizes in (("near(n, 200)", (64, 64)), ("dilated(n, 40, 4)", (1, 64))):
+        mask = maskdsl.parse(f"pattern p over (n) keep {text}").bind(n=1024)
+        kv_tile = Tile(16, 4) if "dilated" in text else Tile(16)
+        run = TritonDecode(mask, TritonForward(mask.plan(16, kv_tile), spec, 1.0))
+        assert tuple(run.kernel_for(m).plan.q_tile.size[0] for m in (1, 60)) == sizes
+        q = torch.zeros(1, 1, 1, 16, dtype=torch.float16)
+        x = torch.zeros(1, 1, 1024, 16, dtype=torch.float16)
+        _, lse = run(Call(q, x, x, {}, 500), True)
+        assert lse is not None
+        assert round(float(lse.exp())) == mask.dense(queries=1, q_offset=500).sum()
 
 
 def test_heads_together() -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from maskdsl.codegen.arguments import Argument
 from maskdsl.codegen.boxes import token
+from maskdsl.codegen.decode_walk import ordered_walk
 from maskdsl.codegen.descriptors import Boxes
 from maskdsl.codegen.emit import Module, plan_lanes
 from maskdsl.codegen.expressions import LINE
@@ -25,8 +25,7 @@ from maskdsl.codegen.lowered import Lowered
 from maskdsl.codegen.operands import Operand
 from maskdsl.codegen.spec import WARPGROUPS, Spec
 from maskdsl.codegen.text import PRODUCT
-from maskdsl.codegen.visits import visits_in
-from maskdsl.codegen.walk import Walk, runs_of
+from maskdsl.codegen.walk import Walk
 from maskdsl.errors import CompileError
 from maskdsl.ir.integers import make
 from maskdsl.ir.nodes import Node, postorder
@@ -59,26 +58,41 @@ def heads_together(plan: Plan) -> int:
     return 1
 
 
-def query_tiles(plan: Plan, spec: Spec, queries: int) -> tuple[Tile, ...]:
+def query_tiles(
+    plan: Plan, spec: Spec, queries: int, longest: int = MOST_LANES
+) -> tuple[Tile, ...]:
     """Per segment, the tile of queries along the last axis for calls of about so many queries.
 
-    plan: whose heads and key tiles are taken. A tile of queries and heads has enough lanes for the
-    target's matrix products, and more as there are more queries. Raises CompileError where the key
-    tiles leave no room for any.
+    plan: whose heads and key tiles are taken. longest: queries of a tile at most; lanes that the
+    target's matrix products have anyway are idle then. Raises CompileError where the key tiles
+    leave no room for any.
     """
     members = _power(heads_together(plan))
     keys = plan_lanes(plan)[1]
-    least, most = (64, MOST_LANES) if spec.target in WARPGROUPS else (16, 64)
-    if spec.dtype == "float32":  # its products take registers, not matrix units
-        least, most = 16, 32
+    least, most = _lanes(spec)
     lanes = max(min(max(members * _power(queries), least), most), members)
     while lanes > max(16, members) and not _fits(spec, lanes, keys):
         lanes //= 2
     found = []
     for segment in plan.program.queries:
-        long = min(lanes // members, max(_power(segment.shape[-1]), -(-16 // members)))
+        long = min(lanes // members, _power(segment.shape[-1]), longest)
         found.append(Tile((*(1,) * (len(segment.shape) - 1), long)))
     return tuple(found)
+
+
+def _lanes(spec: Spec) -> tuple[int, int]:
+    """The least and the most that a program has."""
+    if spec.dtype == "float32":  # its products take registers, not matrix units
+        return 16, 32
+    return (64, MOST_LANES) if spec.target in WARPGROUPS else (16, 64)
+
+
+def _least(plan: Plan, spec: Spec) -> int:
+    """Lanes of a program at least, as far as they fit."""
+    least = _lanes(spec)[0]
+    while least > 16 and not _fits(spec, least, plan_lanes(plan)[1]):
+        least //= 2
+    return least
 
 
 def _fits(spec: Spec, queries: int, keys: int) -> bool:
@@ -94,54 +108,9 @@ def _power(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-@dataclass(frozen=True)
-class Ordered(Walk):
-    """A walk whose rows lie as the tiles do, so that a tile's number gives its row."""
-
-    @cached_property
-    def order(self) -> str:
-        return "given"
-
-
-def ordered_walk(plan: Plan, segment: int) -> Ordered:
-    """The rows of query tiles of all head classes, one class after the other."""
-    program, grids = plan.program, plan.kv_grids
-    tiles, classes = plan.q_grids[segment].count, len(plan.head_classes)
-    visits = []
-    for away, grid in enumerate(grids):
-        parts = []
-        for number, alike in enumerate(plan.head_classes):
-            row, *run = runs_of(alike, "q", segment, away, (plan.q_grids[segment], grid))
-            parts.append((row + number * tiles, *run))
-        row, first, count, full = (np.concatenate(x) for x in zip(*parts, strict=True))
-        order = np.lexsort((first, row))
-        row, first, count, full = row[order], first[order], count[order], full[order]
-        visits.append(
-            {
-                kind: visits_in(grid, row[own], first[own], count[own], tiles * classes)
-                for kind, own in (("full", full), ("partial", ~full))
-            }
-        )
-    head_class = np.zeros(program.heads, dtype=np.int32)
-    for number, alike in enumerate(plan.head_classes):
-        head_class[list(alike.heads)] = number
-    several = program.segmented
-    return Ordered(
-        home="q",
-        segment=segment,
-        prefix=f"{program.queries[segment].name}_" if several else "",
-        rows=np.tile(np.arange(tiles, dtype=np.int32), classes),
-        head_class=head_class,
-        classes=classes,
-        names=tuple(f"{s.name}_" if several else "" for s in program.keys),
-        visits=tuple(visits),
-        even=True,
-    )
-
-
 class DecodeFrame(Frame):
-    """The kernel of one segment of queries. heads: computed together; more than one are the last
-    axis of the tile that a program holds.
+    """The kernel of one segment of queries. heads: computed together; they, and idle lanes,
+    are the last axis of the tile that a program holds.
     """
 
     def __init__(
@@ -149,12 +118,16 @@ class DecodeFrame(Frame):
         roots: Sequence[dict[str, Node]], numbers: dict[str, int],
     ) -> None:  # fmt: skip
         self.heads = heads
+        long = plan.q_grids[number].tile.size[-1]
+        # lanes of a query: of its heads, and idle ones
+        self.members = max(_power(heads), _least(plan, spec) // long)
         super().__init__(plan, spec, lowered, "q", number, roots, numbers)
-        if heads > 1:
-            lane = f"q_lane % {_power(heads)}"
-            odd = heads != _power(heads)
-            value = "first_head + " + (f"tl.minimum({lane}, {heads - 1})" if odd else lane)
+        if self.members > 1:
+            lane = f"q_lane % {self.members}"
+            odd = heads != self.members
             inside = (f"{lane} < {heads}",) if odd else ()
+            lane = f"tl.minimum({lane}, {heads - 1})" if odd else lane
+            value = f"first_head + {lane}" if heads > 1 else ""
             self.axes[-1] = replace(self.axes[-1], first="", value=value, inside=inside)
 
     def _walk(self) -> Walk:
@@ -165,10 +138,9 @@ class DecodeFrame(Frame):
 
     def _held(self) -> tuple[Sequence[tuple[str, int | None]], Grid]:
         axes, grid = super()._held()
-        if self.heads == 1:
+        if self.members == 1:
             return axes, grid
-        lanes = _power(self.heads)
-        with_heads = Grid(Tile((*grid.tile.size, lanes)), (*grid.extents, lanes))
+        with_heads = Grid(Tile((*grid.tile.size, self.members)), (*grid.extents, self.members))
         return (*axes, ("head", self.plan.program.heads)), with_heads
 
     @property
@@ -242,15 +214,14 @@ class DecodeEmission(Module):
 
     @property
     def lanes(self) -> tuple[int, int]:
-        queries, keys = plan_lanes(self.plan)
-        return queries * _power(self.heads), keys
+        return max(f.grid.tile.lanes for f in self.frames), plan_lanes(self.plan)[1]
 
     def _constants(self) -> list[tuple[str, int, str]]:
-        members = _power(self.heads)
         by = f" by {self.heads} heads" if self.heads > 1 else ""
+        lanes = {f.home_block: f.grid.tile.lanes for f in self.frames}
         return [
-            (name, value * members, f"lanes of a tile: {value} queries{by}")
-            if name.startswith("BLOCK_Q")
+            (name, lanes[name], f"lanes of a tile: {value} queries{by}")
+            if name in lanes
             else (name, value, what)
             for name, value, what in super()._constants()
         ]

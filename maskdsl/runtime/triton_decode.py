@@ -23,7 +23,13 @@ from maskdsl.runtime.triton_backend import (
     signed,
 )
 
+WASTE = 1.25  # times the key tiles that a query needs, up to which a row also serves others
 FILLED = 2  # programs per multiprocessor, until which the keys are cut
+
+
+def per_row(plan: Plan) -> float:
+    """Key tiles that a tile of queries visits, on average."""
+    return plan.density * plan.kv_tiles
 
 
 def splits_for(programs: int, tiles: int, multiprocessors: int) -> int:
@@ -54,14 +60,24 @@ class TritonDecode:
         return self._found[size]
 
     def _kernel(self, queries: int) -> DecodeKernel:
+        """Tiles hold more queries than asked for while that costs few more key tiles."""
         whole, spec = self.forward.plan, self.forward.spec
-        tiles = query_tiles(whole, spec, queries)
+        plan = self._plan(query_tiles(whole, spec, queries))
+        fewest = per_row(self._plan(query_tiles(whole, spec, queries, queries)))
+        longest = max(g.tile.size[-1] for g in plan.q_grids)
+        while per_row(plan) > WASTE * fewest and longest > queries:
+            longest //= 2
+            plan = self._plan(query_tiles(whole, spec, queries, longest))
+        tiles = tuple(g.tile for g in plan.q_grids)
         if tiles not in self._kernels:
-            key_tiles = tuple(g.tile for g in whole.kv_grids)
-            several = whole.program.segmented
-            plan = self.mask.plan(*(t if several else t[0] for t in (tiles, key_tiles)))
             self._kernels[tiles] = DecodeKernel(plan, spec, self.forward.scale)
         return self._kernels[tiles]
+
+    def _plan(self, tiles: tuple[Tile, ...]) -> Plan:
+        whole = self.forward.plan
+        key_tiles = tuple(g.tile for g in whole.kv_grids)
+        several = whole.program.segmented
+        return self.mask.plan(*(t if several else t[0] for t in (tiles, key_tiles)))
 
     def __call__(
         self, call: Call, return_lse: bool, splits: int | None = None
