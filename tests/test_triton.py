@@ -115,6 +115,18 @@ def test_segments_share_one_softmax(loads: str) -> None:
     torch.testing.assert_close(lse.double(), want_lse, atol=1e-5, rtol=1e-5)
 
 
+def test_one_key_head_for_all_on_three_axes() -> None:
+    """Descriptors then see batch and heads as one axis."""
+    mask = maskdsl.parse("pattern p over (t, h, w) keep near(t, 1) and near(w, 2)").bind(
+        t=3, h=5, w=8, heads=4, kv_heads=1
+    )
+    run = TritonForward(mask.plan((1, 4, 4), (1, 4, 8)), Spec(16, 16, "float32"), 0.25)
+    q, k, v = torch.randn(2, 4, 120, 16), torch.randn(2, 1, 120, 16), torch.randn(2, 1, 120, 16)
+    out, _ = run(q, k, v, {})
+    want, _ = dense_attention(mask, q, k, v, 0.25)
+    torch.testing.assert_close(out.double(), want, atol=1e-5, rtol=1e-5)
+
+
 def test_tensors_that_no_descriptor_sees() -> None:
     """Strides of odd bytes, elements apart, batch and heads that are not one axis, zero strides."""
     case = CASES["neighborhood_3d"]

@@ -1,15 +1,13 @@
 # Forward attention for the pattern `causal`, emitted by MaskDSL.
 #
-#     pattern causal
-#     over (n)
-#     keep causal(n)
+#     pattern causal over (n) keep causal(n)
 #
-# problem   32 head(s) on 8 of keys, 16,384 queries, 16,384 keys, head_dim 64, bfloat16
+# problem   16 head(s), 16,384 queries, 16,384 keys, head_dim 128, bfloat16
 # tiles     128 queries by 128 keys
-# pairs     260,096 full, 4,096 partial, 260,096 empty tiles
+# pairs     130,048 full, 2,048 partial, 130,048 empty tiles
 # walk      full and partial tiles worked out from the tile's number
 # proved    tiles divide the extents, 32 bits hold every int of the pattern, every query keeps a key
-# target    sm_90, 8 warps, 3 stages
+# target    sm_90, 8 warps, 2 stages
 
 import math
 
@@ -23,21 +21,19 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 BLOCK_Q = gl.constexpr(128)  # queries of a tile
 BLOCK_K = gl.constexpr(128)  # keys of a tile
 ROWS = gl.constexpr(128)  # tiles of queries
-STAGES = gl.constexpr(3)  # tiles of keys in shared memory
+STAGES = gl.constexpr(2)  # tiles of keys in shared memory
 QUERIES = gl.constexpr(16384)
-HEADS = gl.constexpr(32)
-KV_HEADS = gl.constexpr(8)
-GROUP = gl.constexpr(4)  # query heads that share a key head
+HEADS = gl.constexpr(16)
 LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
 LOWEST = gl.constexpr(-3.4028234663852886e38)  # of float32: no logit lies lower, and it is finite
 
 # Types of the kernels' pointers and descriptors, and the launch options.
 TYPES = {
-    "q_desc": "tensordesc<bf16[1, 1, 128, 64],NVMMASharedLayout(128, 16, rank=4)>",
-    "k_desc": "tensordesc<bf16[1, 1, 128, 64],NVMMASharedLayout(128, 16, rank=4)>",
-    "v_desc": "tensordesc<bf16[1, 1, 128, 64],NVMMASharedLayout(128, 16, rank=4)>",
-    "out_desc": "tensordesc<bf16[1, 1, 128, 64],NVMMASharedLayout(128, 16, rank=4)>",
+    "q_desc": "tensordesc<bf16[1, 1, 128, 128],NVMMASharedLayout(128, 16, rank=4)>",
+    "k_desc": "tensordesc<bf16[1, 1, 128, 128],NVMMASharedLayout(128, 16, rank=4)>",
+    "v_desc": "tensordesc<bf16[1, 1, 128, 128],NVMMASharedLayout(128, 16, rank=4)>",
+    "out_desc": "tensordesc<bf16[1, 1, 128, 128],NVMMASharedLayout(128, 16, rank=4)>",
     "lse_ptr": "*fp32",
 }  # fmt: skip
 OPTIONS = {"num_warps": 8}
@@ -45,7 +41,7 @@ OPTIONS = {"num_warps": 8}
 # How threads hold scores and output, as products give them, and weights, as they take them.
 ELEMENT = gl.constexpr(gl.bfloat16)
 SCORES = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [8, 1], [16, 128, 16]))
-OUTPUT = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [8, 1], [16, 64, 16]))
+OUTPUT = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [8, 1], [16, 128, 16]))
 WEIGHTS = gl.constexpr(gl.DotOperandLayout(0, OUTPUT, k_width=2))
 OF_QUERIES = gl.constexpr(gl.SliceLayout(1, SCORES))
 OF_KEYS = gl.constexpr(gl.SliceLayout(0, SCORES))
@@ -59,11 +55,11 @@ def key_tile(number, visits):
 
 
 @gluon.jit
-def copy(desc, ring, copied, number, visits, batch, kv_head):
+def copy(desc, ring, copied, number, visits, batch, head):
     """Start the copy of the row's tile of this number, if there is one, into its slot."""
     k_n_first = key_tile(number, visits)
     slot, wanted = number % STAGES, number < visits[0]
-    place = [batch, kv_head, k_n_first, 0]
+    place = [batch, head, k_n_first, 0]
     mbarrier.expect(copied.index(slot), desc.block_type.nbytes, wanted)
     tma.async_copy_global_to_shared(desc, place, copied.index(slot), ring.index(slot), wanted)
 
@@ -78,7 +74,7 @@ def wait(copied, number, visits):
 @gluon.jit
 def products(q, keys, number):
     """Start the products of queries and a tile of keys."""
-    tile = keys.index(number % STAGES).reshape([BLOCK_K, 64]).permute((1, 0))
+    tile = keys.index(number % STAGES).reshape([BLOCK_K, 128]).permute((1, 0))
     zeros = gl.zeros([BLOCK_Q, BLOCK_K], gl.float32, layout=SCORES)
     return hopper.warpgroup_mma(q, tile, zeros, use_acc=False, is_async=True)
 
@@ -86,7 +82,7 @@ def products(q, keys, number):
 @gluon.jit
 def weighted(weights, values, number, acc):
     """Start adding a tile's values, weighted, to the output."""
-    tile = values.index(number % STAGES).reshape([BLOCK_K, 64])
+    tile = values.index(number % STAGES).reshape([BLOCK_K, 128])
     return hopper.warpgroup_mma(weights, tile, acc, is_async=True)
 
 
@@ -125,7 +121,6 @@ def causal_forward(
     batch_head = first_head + (program - first_head * ROWS) % heads_here
     batch = batch_head // HEADS
     head = batch_head % HEADS
-    kv_head = head // GROUP
     tile = ROWS - 1 - row
 
     # the queries of this tile
@@ -140,10 +135,10 @@ def causal_forward(
     tiles = last
     visits = (tiles,)
 
-    # Rings of STAGES slots. Keys are copied STAGES tiles ahead; values, used a turn later, one less.
-    q_box = gl.allocate_shared_memory(ELEMENT, [1, 1, 128, 64], q_desc.layout)
-    keys = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, 128, 64], k_desc.layout)
-    values = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, 128, 64], v_desc.layout)
+    # Rings of STAGES slots: keys are copied STAGES tiles ahead; values, used a turn later, one less
+    q_box = gl.allocate_shared_memory(ELEMENT, [1, 1, 128, 128], q_desc.layout)
+    keys = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, 128, 128], k_desc.layout)
+    values = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, 128, 128], v_desc.layout)
     q_copied = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     keys_copied = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     values_copied = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -155,19 +150,19 @@ def causal_forward(
     mbarrier.expect(q_copied, q_desc.block_type.nbytes)
     tma.async_copy_global_to_shared(q_desc, q_place, q_copied, q_box)
     for slot in gl.static_range(STAGES):
-        copy(k_desc, keys, keys_copied, slot, visits, batch, kv_head)
+        copy(k_desc, keys, keys_copied, slot, visits, batch, head)
         if slot + 1 < STAGES:
-            copy(v_desc, values, values_copied, slot, visits, batch, kv_head)
+            copy(v_desc, values, values_copied, slot, visits, batch, head)
 
     known = (q_n,)
 
     # online softmax: the largest logit (base 2), the sum of weights and the weighted values so far
     peak = gl.full([BLOCK_Q], LOWEST, gl.float32, layout=OF_QUERIES)
     total = gl.zeros([BLOCK_Q], gl.float32, layout=OF_QUERIES)
-    acc = gl.zeros([BLOCK_Q, 64], gl.float32, layout=OUTPUT)
+    acc = gl.zeros([BLOCK_Q, 128], gl.float32, layout=OUTPUT)
     scale_log2 = scale * LOG2E
     mbarrier.wait(q_copied, 0)
-    q = q_box.reshape([BLOCK_Q, 64])
+    q = q_box.reshape([BLOCK_Q, 128])
 
     # the first tile's weights; the mask of a full tile keeps all
     wait(keys_copied, 0, visits)
@@ -186,8 +181,8 @@ def causal_forward(
             wait(values_copied, i - 1, visits)
             output = weighted(weights, values, i - 1, acc)
             # the slots of keys i - 1 and of values i - 2, which the turn before has waited for
-            copy(k_desc, keys, keys_copied, i - 1 + STAGES, visits, batch, kv_head)
-            copy(v_desc, values, values_copied, i - 2 + STAGES, visits, batch, kv_head)
+            copy(k_desc, keys, keys_copied, i - 1 + STAGES, visits, batch, head)
+            copy(v_desc, values, values_copied, i - 2 + STAGES, visits, batch, head)
             s = hopper.warpgroup_mma_wait(1, deps=[scores])
             if MASKED:
                 s = masked(s, i, visits, known)
@@ -227,7 +222,7 @@ def forward(q, k, v, scale, walk, inputs):
     Gives out like q, and the natural log-sum-exp, float32 (batch, heads, queries).
     """
     batch = q.shape[0]
-    shape = (batch, HEADS.value, QUERIES.value, 64)
+    shape = (batch, HEADS.value, QUERIES.value, 128)
     if q.stride(1) < q.stride(2):  # heads inside tokens
         out = q.new_empty((shape[0], shape[2], shape[1], shape[3])).transpose(1, 2)
     else:
@@ -236,10 +231,11 @@ def forward(q, k, v, scale, walk, inputs):
     if batch == 0:
         return out, lse
     # as many heads at once as have what they walk in the L2 cache
-    head_bytes = 16384 * 128 * k.element_size()
-    heads_at_once = min(batch * HEADS.value, max(1, 33554432 // head_bytes) * 4)
+    head_bytes = 16384 * 256 * k.element_size()
+    heads_at_once = min(batch * HEADS.value, max(1, 33554432 // head_bytes))
     causal_forward[(batch * HEADS.value * ROWS.value,)](
-        boxes(q, (16384,), (128, 64)), boxes(k, (16384,), (128, 64)), boxes(v, (16384,), (128, 64)),
-        boxes(out, (16384,), (128, 64)), lse, scale, batch * HEADS.value, heads_at_once, **OPTIONS,
+        boxes(q, (16384,), (128, 128)), boxes(k, (16384,), (128, 128)),
+        boxes(v, (16384,), (128, 128)), boxes(out, (16384,), (128, 128)), lse, scale,
+        batch * HEADS.value, heads_at_once, **OPTIONS,
     )  # fmt: skip
     return out, lse

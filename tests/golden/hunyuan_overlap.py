@@ -1,17 +1,12 @@
-# Forward attention for the pattern `natten`, emitted by MaskDSL.
+# Forward attention for the pattern `v`, emitted by MaskDSL.
 #
-#     # Each token sees the 6 x 8 x 8 tokens around it.
-#     pattern natten(window: int[3])
-#     over (t, h, w)
-#     keep neighborhood(t, window[0])
-#          and neighborhood(h, window[1])
-#          and neighborhood(w, window[2])
+#     pattern v over (t, h, w) keep neighborhood(t, 18) and neighborhood(h, 24) and neighborhood(w, 24)
 #
-# problem   24 head(s), 30 x 48 x 81 queries, 30 x 48 x 81 keys, head_dim 128, bfloat16
+# problem   24 head(s), 30 x 48 x 80 queries, 30 x 48 x 80 keys, head_dim 128, bfloat16
 # tiles     2x8x8 queries by 2x8x8 keys
-# pairs     0 full, 678,528 partial, 22,843,872 empty tiles
-# walk      partial tiles from a list
-# proved    32 bits hold every int of the pattern, every query keeps a key
+# pairs     594,432 full, 2,979,072 partial, 15,866,496 empty tiles
+# walk      full and partial tiles from a list
+# proved    tiles divide the extents, 32 bits hold every int of the pattern, every query keeps a key
 # target    sm_90, 8 warps, 2 stages
 
 import math
@@ -25,9 +20,9 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 BLOCK_Q = gl.constexpr(128)  # queries of a tile: 2 t x 8 h x 8 w
 BLOCK_K = gl.constexpr(128)  # keys of a tile: 2 t x 8 h x 8 w
-ROWS = gl.constexpr(990)  # tiles of queries
+ROWS = gl.constexpr(900)  # tiles of queries
 STAGES = gl.constexpr(2)  # tiles of keys in shared memory
-QUERIES = gl.constexpr(116640)
+QUERIES = gl.constexpr(115200)
 HEADS = gl.constexpr(24)
 LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
@@ -39,7 +34,8 @@ TYPES = {
     "k_desc": "tensordesc<bf16[1, 2, 8, 8, 128],NVMMASharedLayout(128, 16, rank=5)>",
     "v_desc": "tensordesc<bf16[1, 2, 8, 8, 128],NVMMASharedLayout(128, 16, rank=5)>",
     "out_desc": "tensordesc<bf16[1, 2, 8, 8, 128],NVMMASharedLayout(128, 16, rank=5)>",
-    "lse_ptr": "*fp32", "rows": "*i32", "partial_starts": "*i32", "partial_tiles": "*i32",
+    "lse_ptr": "*fp32", "rows": "*i32", "full_starts": "*i32", "full_tiles": "*i32",
+    "partial_starts": "*i32", "partial_tiles": "*i32",
 }  # fmt: skip
 OPTIONS = {"num_warps": 8}
 
@@ -54,9 +50,10 @@ OF_KEYS = gl.constexpr(gl.SliceLayout(0, SCORES))
 
 @gluon.jit
 def key_tile(number, visits):
-    """First coordinates of the row's tile of keys of this number."""
-    tiles, partial_tiles = visits
-    k_first = gl.load(partial_tiles + number, mask=number < tiles, other=0)
+    """First coordinates of the row's tile of keys of this number: full tiles, then partial ones."""
+    tiles, full, full_tiles, partial_tiles = visits
+    at = gl.where(number < full, full_tiles, partial_tiles) + number
+    k_first = gl.load(at, mask=number < tiles, other=0)
     k_t_first = k_first >> 13
     k_h_first = k_first >> 7 & 63
     k_w_first = k_first & 127
@@ -129,9 +126,9 @@ def softmax(s, peak, total, scale_log2):
 
 
 @gluon.jit
-def natten_forward(
-    q_desc, k_desc, v_desc, out_desc, lse_ptr, scale, batch_heads, heads_at_once, rows,
-    partial_starts, partial_tiles,
+def v_forward(
+    q_desc, k_desc, v_desc, out_desc, lse_ptr, scale, batch_heads, heads_at_once, rows, full_starts,
+    full_tiles, partial_starts, partial_tiles,
 ):  # fmt: skip
     # a tile of queries of one head: the longest rows first, for as many heads as the L2 cache holds
     program = gl.program_id(0)
@@ -139,28 +136,30 @@ def natten_forward(
     heads_here = gl.minimum(heads_at_once, batch_heads - first_head)
     row = (program - first_head * ROWS) // heads_here
     batch_head = first_head + (program - first_head * ROWS) % heads_here
-    batch = batch_head // HEADS
-    head = batch_head % HEADS
     tile = gl.load(rows + row)
 
     # the queries of this tile
-    q_t_first = tile // 66 * 2
-    q_h_first = tile // 11 % 6 * 8
-    q_w_first = tile % 11 * 8
+    q_t_first = tile // 60 * 2
+    q_h_first = tile // 10 % 6 * 8
+    q_w_first = tile % 10 * 8
     q_lane = gl.arange(0, BLOCK_Q, layout=OF_QUERIES)
     q_t = q_t_first + q_lane // 64
     q_h = q_h_first + q_lane // 8 % 8
     q_w = q_w_first + q_lane % 8
-    q_inside = q_w < 81
-    q_token = ((q_t * 48 + q_h) * 81 + q_w).to(gl.int64)
+    q_token = ((q_t * 48 + q_h) * 80 + q_w).to(gl.int64)
 
     # the tiles of keys to visit, by number
+    full_start = gl.load(full_starts + row)
+    full = gl.load(full_starts + row + 1) - full_start
+    full_tiles += full_start
     partial_start = gl.load(partial_starts + row)
-    tiles = gl.load(partial_starts + row + 1) - partial_start
+    partial = gl.load(partial_starts + row + 1) - partial_start
     partial_tiles += partial_start
-    visits = (tiles, partial_tiles)
+    partial_tiles -= full
+    tiles = full + partial
+    visits = (tiles, full, full_tiles, partial_tiles)
 
-    # Rings of STAGES slots. Keys are copied STAGES tiles ahead; values, used a turn later, one less.
+    # Rings of STAGES slots: keys are copied STAGES tiles ahead; values, used a turn later, one less
     q_box = gl.allocate_shared_memory(ELEMENT, [1, 2, 8, 8, 128], q_desc.layout)
     keys = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 2, 8, 8, 128], k_desc.layout)
     values = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 2, 8, 8, 128], v_desc.layout)
@@ -180,12 +179,12 @@ def natten_forward(
             copy(v_desc, values, values_copied, slot, visits, batch_head)
 
     # what the pattern needs to know of each query
-    row0 = gl.minimum(gl.maximum(0, q_t - 3), 24)
-    row1 = row0 + 5
-    row2 = gl.minimum(40, gl.maximum(0, q_h - 4))
-    row3 = row2 + 7
-    row4 = gl.minimum(73, gl.maximum(q_w - 4, 0))
-    row5 = row4 + 7
+    row0 = gl.minimum(gl.maximum(0, q_t - 9), 12)
+    row1 = row0 + 17
+    row2 = gl.minimum(gl.maximum(0, q_h - 12), 24)
+    row3 = row2 + 23
+    row4 = gl.minimum(56, gl.maximum(q_w - 12, 0))
+    row5 = row4 + 23
     known = (row0, row1, row2, row3, row4, row5)
 
     # online softmax: the largest logit (base 2), the sum of weights and the weighted values so far
@@ -196,7 +195,7 @@ def natten_forward(
     mbarrier.wait(q_copied, 0)
     q = q_box.reshape([BLOCK_Q, 128])
 
-    # the first tile's weights
+    # the first tile's weights; the mask of a full tile keeps all
     wait(keys_copied, 0, visits)
     s = hopper.warpgroup_mma_wait(0, deps=[products(q, keys, 0)])
     s = masked(s, 0, visits, known)
@@ -206,20 +205,22 @@ def natten_forward(
     # Each turn starts the products of tile i and adds the values of tile i - 1. It waits for the
     # products alone, so that exponentials are taken while the tensor cores add. The wait for the
     # next keys is a branch: across it the compiler does not move the wait for the sum any earlier.
-    # partial tiles
-    for i in range(1, tiles):
-        scores = products(q, keys, i)
-        wait(values_copied, i - 1, visits)
-        output = weighted(weights, values, i - 1, acc)
-        # the slots of keys i - 1 and of values i - 2, which the turn before has waited for
-        copy(k_desc, keys, keys_copied, i - 1 + STAGES, visits, batch_head)
-        copy(v_desc, values, values_copied, i - 2 + STAGES, visits, batch_head)
-        s = hopper.warpgroup_mma_wait(1, deps=[scores])
-        s = masked(s, i, visits, known)
-        next_weights, shrink, peak, total = softmax(s, peak, total, scale_log2)
-        wait(keys_copied, i + 1, visits)
-        acc, weights = hopper.warpgroup_mma_wait(0, deps=[output, next_weights])
-        acc = acc * shrink[:, None]
+    for MASKED in gl.static_range(2):  # full tiles: nothing to mask; then partial tiles
+        low, high = (gl.maximum(full, 1), tiles) if MASKED else (1, full)
+        for i in range(low, high):
+            scores = products(q, keys, i)
+            wait(values_copied, i - 1, visits)
+            output = weighted(weights, values, i - 1, acc)
+            # the slots of keys i - 1 and of values i - 2, which the turn before has waited for
+            copy(k_desc, keys, keys_copied, i - 1 + STAGES, visits, batch_head)
+            copy(v_desc, values, values_copied, i - 2 + STAGES, visits, batch_head)
+            s = hopper.warpgroup_mma_wait(1, deps=[scores])
+            if MASKED:
+                s = masked(s, i, visits, known)
+            next_weights, shrink, peak, total = softmax(s, peak, total, scale_log2)
+            wait(keys_copied, i + 1, visits)
+            acc, weights = hopper.warpgroup_mma_wait(0, deps=[output, next_weights])
+            acc = acc * shrink[:, None]
 
     # the last tile's values
     wait(values_copied, tiles - 1, visits)
@@ -227,7 +228,7 @@ def natten_forward(
 
     lse = (peak + gl.log2(total)) * LN2
     lse_row = lse_ptr + batch_head.to(gl.int64) * QUERIES
-    gl.store(lse_row + q_token, lse, mask=q_inside)
+    gl.store(lse_row + q_token, lse)
     acc = acc / gl.convert_layout(total, gl.SliceLayout(1, OUTPUT))[:, None]
     q.store(acc.to(ELEMENT))  # over the queries, whose products are done
     hopper.fence_async_shared()
@@ -261,12 +262,12 @@ def forward(q, k, v, scale, walk, inputs):
     if batch == 0:
         return out, lse
     # as many heads at once as have what they walk in the L2 cache
-    head_bytes = 116640 * 256 * k.element_size()
+    head_bytes = 115200 * 256 * k.element_size()
     heads_at_once = min(batch * HEADS.value, max(1, 33554432 // head_bytes))
-    natten_forward[(batch * HEADS.value * ROWS.value,)](
-        boxes(q, (30, 48, 81), (2, 8, 8, 128)), boxes(k, (30, 48, 81), (2, 8, 8, 128)),
-        boxes(v, (30, 48, 81), (2, 8, 8, 128)), boxes(out, (30, 48, 81), (2, 8, 8, 128)), lse,
-        scale, batch * HEADS.value, heads_at_once, walk["rows"], walk["partial_starts"],
-        walk["partial_tiles"], **OPTIONS,
+    v_forward[(batch * HEADS.value * ROWS.value,)](
+        boxes(q, (30, 48, 80), (2, 8, 8, 128)), boxes(k, (30, 48, 80), (2, 8, 8, 128)),
+        boxes(v, (30, 48, 80), (2, 8, 8, 128)), boxes(out, (30, 48, 80), (2, 8, 8, 128)), lse,
+        scale, batch * HEADS.value, heads_at_once, walk["rows"], walk["full_starts"],
+        walk["full_tiles"], walk["partial_starts"], walk["partial_tiles"], **OPTIONS,
     )  # fmt: skip
     return out, lse
