@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from maskdsl.codegen.away import Away
 from maskdsl.codegen.closed import Closed
 from maskdsl.codegen.emit import Module, plan_lanes
 from maskdsl.codegen.expressions import LINE
-from maskdsl.codegen.frame import Away, Frame
+from maskdsl.codegen.frame import Frame
 from maskdsl.codegen.loops import Loop
 from maskdsl.codegen.lowered import Lowered
 from maskdsl.codegen.rendering import pack
