@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +127,27 @@ def test_one_key_head_for_all_on_three_axes() -> None:
     out, _ = run(q, k, v, {})
     want, _ = dense_attention(mask, q, k, v, 0.25)
     torch.testing.assert_close(out.double(), want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["neighborhood_2d", "neighborhood_3d", "causal"])
+def test_any_order_of_dimensions(name: str) -> None:
+    """Descriptors may see batch and heads as one axis; the output lies in memory as q does."""
+    case = replace(CASES[name], values={"heads": 2, **CASES[name].values})
+    mask = case.mask()
+    heads, n, _ = mask.shape
+    run = forward(case)
+    for order in ((0, 1, 2), (0, 2, 1), (2, 0, 1), (1, 0, 2), (2, 1, 0)):
+
+        def make(heads: int, order: tuple[int, ...] = order) -> torch.Tensor:
+            shape = (2, heads, n)
+            x = torch.randn([*(shape[i] for i in order), case.head_dim]).to(case.dtype)
+            return x.permute(*(order.index(i) for i in range(3)), 3)
+
+        q, k, v = make(heads), make(mask.kv_heads), make(mask.kv_heads)
+        out, _ = run(q, k, v, {})
+        want, _ = dense_attention(mask, q, k, v, run.scale)
+        torch.testing.assert_close(out.double(), want, atol=3e-3, rtol=3e-3)
+        assert out.stride() == q.stride()
 
 
 def test_tensors_that_no_descriptor_sees() -> None:

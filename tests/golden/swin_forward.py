@@ -136,12 +136,11 @@ def forward(q, k, v, scale, walk, inputs):
     Gives out like q, and the natural log-sum-exp, float32 (batch, heads, queries).
     """
     batch = q.shape[0]
-    shape = (batch, HEADS.value, QUERIES.value, 32)
-    if q.stride(1) < q.stride(2):  # heads inside tokens
-        out = q.new_empty((shape[0], shape[2], shape[1], shape[3])).transpose(1, 2)
-    else:
-        out = q.new_empty(shape)
-    lse = q.new_empty(shape[:3], dtype=torch.float32)
+    shape = (batch, HEADS.value, QUERIES.value)
+    order = sorted(range(3), key=lambda i: -q.stride(i))  # out lies in memory as q does
+    out = q.new_empty([*(shape[i] for i in order), 32])
+    out = out.permute(*(order.index(i) for i in range(3)), 3)
+    lse = q.new_empty(shape, dtype=torch.float32)
     if batch == 0:
         return out, lse
     swin_forward[(batch * HEADS.value * ROWS.value,)](
