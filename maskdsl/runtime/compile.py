@@ -187,21 +187,10 @@ class Kernel:
                 "q_offset (decoding) is not supported by kernels yet; mask.dense takes it"
             )
         call = check_call(self.mask.program, self.shapes, q, k, v, inputs)
-        out, lse = self._launch(call, return_lse)
+        out, lse = self._run(call, return_lse)
         if self.shapes.layout == "bnhd":
             out = out.transpose(1, 2)
-        return (out, lse) if return_lse else out
-
-    def _launch(self, call: Call, return_lse: bool) -> Any:
-        if self.backend != "torch":
-            return self._run(call, return_lse)
-        tensors = (call.q, call.k, call.v, *call.inputs.values())
-        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-            raise CompileError(
-                f"gradients are not supported by the {self.backend} backend yet: "
-                "use backend='reference', or torch.no_grad()"
-            )
-        return self._run(call, return_lse)
+        return (out, lse) if return_lse and lse is not None else out
 
     def __repr__(self) -> str:
         return f"<kernel of {self.mask!r} ({self.backend})>"
