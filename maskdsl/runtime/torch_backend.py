@@ -25,7 +25,7 @@ from maskdsl.runtime.failures import raise_at_call
 from maskdsl.runtime.groups import OPEN_SHAPE, Group, Grouping
 from maskdsl.runtime.input_tiles import InputTiles, Visits
 from maskdsl.runtime.torch_autograd import Attention
-from maskdsl.runtime.torch_backward import Given, Gradients, gather_gradients
+from maskdsl.runtime.torch_backward import Given, Gradients, KeySums, add_gradients
 from maskdsl.runtime.torch_forward import attend
 from maskdsl.runtime.torch_masks import Masks
 from maskdsl.runtime.torch_scores import InputGradients, Scores
@@ -56,6 +56,11 @@ class TorchBackend:
         self._planned = [
             None if g.varies and self._tiles else self._lines(g.planned()) for g in self._groupings
         ]
+        queries = self.program.query_tokens
+        self._whole = all(
+            lines is not None and sum(s.queries.count for x in lines for s in x.strips) == queries
+            for lines in self._planned
+        )
 
     def __call__(self, call: Call, return_lse: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(out, lse or None): (batch, heads, queries, value_dim) in q's dtype; (batch, heads,
@@ -75,7 +80,7 @@ class TorchBackend:
     def forward(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         """(out, lse)"""
         batch, heads, queries, _ = call.q.shape
-        out = call.q.new_zeros((batch, heads, queries, call.v.shape[3]))
+        out = self._blank((batch, heads, queries, call.v.shape[3]), call.q)
         lse = call.q.new_full((batch, heads, queries), -math.inf, dtype=_compute(call))
         every = torch.arange(heads, device=call.q.device)
         for b, walks in self._walks(call):
@@ -101,7 +106,8 @@ class TorchBackend:
         compute = _compute(call)
         inputs = InputGradients(call, wanted, compute)
         named = (call.q, call.k, call.v)
-        dq, dk, dv = (torch.zeros_like(x, dtype=compute) for x in named)
+        dq = self._blank(call.q.shape, call.q)
+        dk, dv = (torch.zeros_like(x, dtype=compute) for x in (call.k, call.v))
         every = torch.arange(call.q.shape[1], device=call.q.device)
         for b, walks in self._walks(call):
             delta = torch.linalg.vecdot(do[b].to(compute), out[b].to(compute)) - grad_lse[b]
@@ -113,14 +119,19 @@ class TorchBackend:
             for walk, lines in walks:
                 heads = walk.heads
                 given = Given(*(heads.queries(x) for x in (do[b], lse[b], delta)))
-                own = Gradients(heads.queries(dq[b]), heads.sums(dk[b]), heads.sums(dv[b]), inputs)
+                sums = KeySums(walk.k, compute), KeySums(walk.v, compute)
+                own = Gradients(heads.queries(dq[b]), sums[0], sums[1], inputs)
                 for laid in _laid(walk, lines):
-                    gather_gradients(laid, given, own)
+                    add_gradients(laid, given, own)
                 heads.put(dq[b], own.dq)
-                heads.add(dk[b], own.dk)
-                heads.add(dv[b], own.dv)
+                heads.add(dk[b], own.dk.total().div_(self._scores.unit))
+                heads.add(dv[b], own.dv.total())
         found = [x.to(g.dtype) for x, g in zip((dq, dk, dv), named, strict=True)]
         return [*found, *(inputs.of(n) for n in call.inputs)]
+
+    def _blank(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+        """For what rows write: zeros where some queries may lie in no row."""
+        return like.new_empty(shape) if self._whole else like.new_zeros(shape)
 
     def _walks(self, call: Call) -> Iterator[tuple[int, list[tuple[Walk, Sequence[Line]]]]]:
         """Per batch entry, its head classes with the lines to walk."""

@@ -9,9 +9,10 @@ from functools import partial
 import torch
 
 from maskdsl.runtime.torch_masks import drop
-from maskdsl.runtime.torch_product import products
+from maskdsl.runtime.torch_product import add_products, one_by_one, products
 from maskdsl.runtime.torch_scores import LOG2E, InputGradients
-from maskdsl.runtime.torch_walk import Laid, Part
+from maskdsl.runtime.torch_strips import Tokens
+from maskdsl.runtime.torch_walk import Laid
 
 
 @dataclass(frozen=True)
@@ -27,54 +28,79 @@ class Given:
     delta: torch.Tensor
 
 
+class KeySums:
+    """Sums over queries of gradients of keys or values, (kv heads, tokens, dim).
+
+    Products are faster by dimension and token, so those of slices are summed that way round.
+    """
+
+    def __init__(self, like: torch.Tensor, dtype: torch.dtype) -> None:
+        heads, tokens, dim = like.shape
+        self._by_dimension = like.new_zeros((heads, dim, tokens), dtype=dtype)
+        self._by_token: torch.Tensor | None = None
+
+    def of(self, keys: Tokens) -> torch.Tensor:
+        """Where to add those of a strip, (kv heads, dim, strip keys)."""
+        if isinstance(keys.where, slice):
+            return self._by_dimension[..., keys.where]
+        return self._by_dimension.new_zeros((*self._by_dimension.shape[:2], keys.count))
+
+    def take(self, keys: Tokens, own: torch.Tensor) -> None:
+        """Take what was added to `of(keys)`."""
+        if isinstance(keys.where, slice):
+            return
+        if self._by_token is None:
+            heads, dim, tokens = self._by_dimension.shape
+            self._by_token = self._by_dimension.new_zeros((heads, tokens, dim))
+        for total, x in zip(self._by_token, own, strict=True):
+            total.index_add_(0, keys.where, x.mT.contiguous())
+
+    def total(self) -> torch.Tensor:
+        """(kv heads, tokens, dim)"""
+        total = self._by_dimension.mT
+        return total if self._by_token is None else self._by_token.add_(total)
+
+
 @dataclass(frozen=True)
 class Gradients:
-    """Sums of gradients: dq (kv heads, heads each, tokens, dim), dk and dv (kv heads, tokens, dim),
-    those of inputs.
+    """Where gradients go: dq (kv heads, heads each, tokens, dim), and sums; dk is multiplied by the
+    unit of `Scores`.
     """
 
     dq: torch.Tensor
-    dk: torch.Tensor
-    dv: torch.Tensor
+    dk: KeySums
+    dv: KeySums
     inputs: InputGradients
 
 
-def gather_gradients(laid: Laid, given: Given, found: Gradients) -> None:
-    """Add what the rows of a strip give."""
+def add_gradients(laid: Laid, given: Given, found: Gradients) -> None:
+    """Write dq of the rows of a strip, add the rest."""
     walk = laid.walk
-    q = laid.rows(walk.q) * walk.factor
-    do = laid.rows(given.do)
-    lse = laid.rows(given.lse[..., None]) * LOG2E
-    lse = lse.masked_fill(lse == -math.inf, math.inf)  # a row without keys has no weights
-    delta = laid.rows(given.delta[..., None])
-    dq = torch.zeros_like(q)
-    # by dimension and key: products are faster so
-    dk, dv = (x.new_zeros(x.shape[0], x.shape[2], x.shape[1]) for x in (laid.k, laid.v))
-    for part, pieces in laid.parts(apart=True):
-        own = (part.heads, part.rows)
-        q_, do_, lse_, delta_ = (x[own].flatten(0, 1) for x in (q, do, lse, delta))
+    dk, dv = found.dk.of(laid.keys), found.dv.of(laid.keys)
+    narrow = min(laid.k.shape[2], laid.v.shape[2])
+    alone = one_by_one(laid.k, laid.shape[2] * laid.strip.length * narrow)
+    for part, pieces in laid.parts(apart=not alone):
+        q = laid.rows(walk.q, part) * walk.factor
+        do = laid.rows(given.do, part)
+        lse = laid.rows(given.lse[..., None], part) * LOG2E
+        lse = lse.masked_fill(lse == -math.inf, math.inf)  # a row without keys has no weights
+        delta = laid.rows(given.delta[..., None], part)
+        dq = torch.zeros_like(q)
         for columns in pieces:
             k, v = (laid.window(x, part, columns) for x in (laid.k, laid.v))
-            s, natural, limits, pairs = laid.logits(q_, part, columns)
-            p = torch.exp2(s.sub_(lse_), out=s)
-            _add(dv, products(do_.mT, p.mT), laid, part, columns)
-            ds = products(do_, v)
+            s, natural, limits, pairs = laid.logits(q, part, columns)
+            p = torch.exp2(s.sub_(lse), out=s)
+            add_products(laid.window(dv.mT, part, columns).mT, do.mT, p.mT)
+            ds = products(do, v)
             drop(laid.over_pairs(ds, part), limits)
-            ds.sub_(delta_).mul_(p)
+            ds.sub_(delta).mul_(p)
             if pairs is not None and walk.scores.any:
-                over = walk.scores.backward(
-                    laid.over_pairs(ds, part), natural, pairs, walk.space, found.inputs,
-                    partial(drop, limits=limits),
-                )  # fmt: skip
+                over = laid.over_pairs(ds, part)
+                clean = partial(drop, limits=limits)
+                over = walk.scores.backward(over, natural, pairs, walk.space, found.inputs, clean)
                 ds = over.reshape(ds.shape)
-            dq[own] += products(ds, k.mT).view(dq[own].shape)
-            _add(dk, products(q_.mT, ds.mT), laid, part, columns)
-    laid.queries.add(found.dq, laid.flat(dq * (walk.factor / walk.scores.unit)))
-    laid.keys.add(found.dk, dk.mT / walk.scores.unit)
-    laid.keys.add(found.dv, dv.mT)
-
-
-def _add(total: torch.Tensor, value: torch.Tensor, laid: Laid, part: Part, columns: slice) -> None:
-    """Add (count, dim, keys) to (kv heads, dim, strip keys), where the rows of a part see them."""
-    window = laid.window(total.mT, part, columns).mT
-    window += value
+            add_products(dq, ds, k.mT)
+            add_products(laid.window(dk.mT, part, columns).mT, q.mT, ds.mT)
+        laid.put(found.dq, part, dq.mul_(walk.factor / walk.scores.unit))
+    found.dk.take(laid.keys, dk)
+    found.dv.take(laid.keys, dv)

@@ -11,30 +11,21 @@ from maskdsl.runtime.torch_scores import LOG2E
 from maskdsl.runtime.torch_walk import Laid, Part, shift
 
 
-def attend(
-    laid: Laid, sink: torch.Tensor | None, out: torch.Tensor, lse: torch.Tensor | None
-) -> None:
+def attend(laid: Laid, sink: torch.Tensor | None, out: torch.Tensor, lse: torch.Tensor) -> None:
     """Write the rows of a strip.
 
     out: (kv heads, heads each, tokens, value_dim). lse: (kv heads, heads each, tokens), natural.
     sink: the sink's logit of each head, (kv heads, heads each).
     """
-    q = laid.rows(laid.walk.q) * laid.walk.factor
-    o = q.new_empty((*laid.rows_shape, laid.v.shape[2]))
-    l = q.new_empty((*laid.rows_shape, 1))
     for part, pieces in laid.parts(apart=False):
-        values, sums = _softmax(laid, q[part.heads, part.rows].flatten(0, 1), part, pieces)
-        shape = o[part.heads, part.rows].shape
-        o[part.heads, part.rows] = values.view(shape)
-        l[part.heads, part.rows] = sums.view(*shape[:-1], 1)
-    if sink is not None:
-        logit = sink[:, None, :, None].expand(*o.shape[:2], -1, laid.size).reshape(l.shape)
-        total = torch.logaddexp(l, logit)
-        o *= torch.exp(l - total).nan_to_num(nan=0)
-        l = total
-    laid.queries.put(out, laid.flat(o))
-    if lse is not None:
-        laid.queries.put(lse[..., None], laid.flat(l))
+        o, l = _softmax(laid, laid.rows(laid.walk.q, part) * laid.walk.factor, part, pieces)
+        if sink is not None:
+            logit = sink[part.heads, None, :, None].expand(-1, part.count, -1, laid.size)
+            total = torch.logaddexp(l, logit.reshape(l.shape))
+            o *= torch.exp(l - total).nan_to_num(nan=0)
+            l = total
+        laid.put(out, part, o)
+        laid.put(lse[..., None], part, l)
 
 
 def _softmax(

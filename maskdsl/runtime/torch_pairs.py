@@ -52,13 +52,11 @@ class Heads:
         """(kv heads, tokens, dim) of all heads' keys or values, likewise."""
         return x if self._all(x) else x.index_select(0, torch.tensor(self.kv, device=x.device))
 
-    def sums(self, x: torch.Tensor) -> torch.Tensor:
-        """Where to sum gradients of `keys(x)`."""
-        return x if self._all(x) else x.new_zeros((len(self.kv), *x.shape[1:]))
-
     def add(self, x: torch.Tensor, sums: torch.Tensor) -> None:
-        """Add what `sums` gave and took up."""
-        if not self._all(x):
+        """Add sums over `keys(x)`."""
+        if self._all(x):
+            x += sums
+        else:
             x.index_add_(0, torch.tensor(self.kv, device=x.device), sums)
 
     def _all(self, x: torch.Tensor) -> bool:

@@ -16,25 +16,42 @@ def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """
     count, rows, inner = a.shape
     columns = b.shape[1]
-    if rows * columns * inner < LARGE or not _has_linear(a) or not _dense(b):
+    if not one_by_one(a, rows * columns * inner) or not _dense(b):
         return torch.bmm(a, b.mT)
-    linear = torch.ops.mkldnn._linear_pointwise
     if count == 1:
-        first: torch.Tensor = linear(a[0], b[0], None, "none", [], "")[None]
-        return first
+        return _linear(a[0], b[0])[None]
     out = a.new_empty((count, rows, columns))
     for i in range(count):
-        out[i] = linear(a[i], b[i], None, "none", [], "")
+        out[i] = _linear(a[i], b[i])
     return out
 
 
-def _has_linear(x: torch.Tensor) -> bool:
+def add_products(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add `products(a, b)` to a tensor of their shape, whose matrices overlap in memory only where
+    products are made one by one.
+    """
+    if one_by_one(a, a.shape[1] * b.shape[1] * a.shape[2]) and _dense(b):
+        for i in range(len(a)):
+            total[i] += _linear(a[i], b[i])
+    else:
+        total += torch.bmm(a, b.mT)
+
+
+def one_by_one(x: torch.Tensor, multiplications: int) -> bool:
+    """Whether products of so many multiplications each, of tensors like x, are made one by one."""
     return (
-        x.dtype == torch.float32
+        multiplications >= LARGE
+        and x.dtype == torch.float32
         and x.device.type == "cpu"
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+
+
+def _linear(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b.mT of two matrices."""
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    return found
 
 
 def _dense(x: torch.Tensor) -> bool:

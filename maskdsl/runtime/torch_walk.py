@@ -32,6 +32,11 @@ class Part:
     heads: slice
     rows: slice
 
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return len(range(self.rows.start, self.rows.stop, self.rows.step))
+
 
 class Walk:
     """One head class of one batch entry."""
@@ -61,7 +66,7 @@ class Laid:
         device = walk.q.device
         self.queries, self.keys = strip.queries.on(device), strip.keys.on(device)
         self.size = len(group.query_offsets)
-        self.rows_shape = (len(walk.heads.kv), strip.rows, walk.each * self.size)
+        self.shape = (len(walk.heads.kv), strip.rows, walk.each * self.size)
         self.k = self._keys(walk.k)
         self.v = self._keys(walk.v)
         self._added: dict[tuple[int, int], list[tuple[slice, torch.Tensor]]] = {}
@@ -71,25 +76,49 @@ class Laid:
         dense = found.stride(2) == 1 and found.stride(1) == found.shape[2]
         return found if dense else found.contiguous()
 
-    def rows(self, x: torch.Tensor) -> torch.Tensor:
-        """(kv heads, rows, heads each * queries, dim) of (kv heads, heads each, tokens, dim)."""
-        found = self.queries.take(x).to(self.walk.dtype)
-        heads, each = found.shape[:2]
-        found = found.view(heads, each, self.strip.rows, self.size, -1).transpose(1, 2)
-        return found.reshape(*self.rows_shape, x.shape[-1])
+    def rows(self, x: torch.Tensor, part: Part) -> torch.Tensor:
+        """(count, heads each * queries, dim) of (kv heads, heads each, tokens, dim)."""
+        where = self._where(part)
+        if where is None:
+            found = self._view(x, part)
+        else:
+            found = self._over_rows(x[part.heads].index_select(2, where))
+        return found.reshape(-1, self.shape[2], x.shape[-1]).to(self.walk.dtype)
 
-    def flat(self, x: torch.Tensor) -> torch.Tensor:
-        """Of rows what `rows` takes them from, for `queries.put`."""
-        heads, rows, _ = self.rows_shape
-        found = x.view(heads, rows, self.walk.each, self.size, -1).transpose(1, 2)
-        return found.reshape(heads, self.walk.each, rows * self.size, -1)
+    def put(self, x: torch.Tensor, part: Part, value: torch.Tensor) -> None:
+        """Write where `rows` reads."""
+        where = self._where(part)
+        own = self._view(x, part) if where is None else None
+        heads = part.heads.stop - part.heads.start
+        value = value.view(heads, -1, self.walk.each, self.size, x.shape[-1])
+        if own is not None:
+            own.copy_(value)
+        elif where is not None:
+            flat = value.transpose(1, 2).reshape(heads, self.walk.each, -1, x.shape[-1])
+            x[part.heads].index_copy_(2, where, flat.to(x.dtype))
+
+    def _where(self, part: Part) -> torch.Tensor | None:
+        """Places of the queries of a part, or None where those of the strip are a slice."""
+        if isinstance(self.queries.where, slice):
+            return None
+        return self.queries.where.view(self.strip.rows, self.size)[part.rows].flatten()
+
+    def _view(self, x: torch.Tensor, part: Part) -> torch.Tensor:
+        """(kv heads, rows, heads each, queries, dim)"""
+        x = x[part.heads, :, self.queries.where]
+        x = x.view(*x.shape[:2], self.strip.rows, self.size, x.shape[-1])
+        return x[:, :, part.rows].transpose(1, 2)
+
+    def _over_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """The same of (kv heads, heads each, rows * queries, dim)."""
+        return x.view(*x.shape[:2], -1, self.size, x.shape[-1]).transpose(1, 2)
 
     def parts(self, apart: bool) -> Iterator[tuple[Part, list[slice]]]:
         """What to multiply at once, and the pieces of its keys.
 
         apart: rows of one part share no keys.
         """
-        heads, rows, queries = self.rows_shape
+        heads, rows, queries = self.shape
         length = self.strip.length
         piece = max(LEAST_KEYS, BUDGET // queries)
         pieces = [slice(a, min(a + piece, length)) for a in range(0, length, piece)]
