@@ -20,6 +20,7 @@ from maskdsl.runtime.boundary import DTYPES, Call, Shapes, check_call
 from maskdsl.runtime.reference import Reference
 from maskdsl.runtime.resources import Resources, resources
 from maskdsl.runtime.torch_backend import TorchBackend
+from maskdsl.runtime.torch_layout import torch_plan
 from maskdsl.runtime.triton_autograd import TritonAttention
 from maskdsl.runtime.triton_backend import LEAST_SCALE
 
@@ -111,6 +112,8 @@ class Kernel:
         if self.backend == "triton":
             dim = max(self.shapes.head_dim, self.shapes.value_dim)
             return self.mask.plan(q_tile, kv_tile, target=self.target, head_dim=dim)
+        if self.backend == "torch" and q_tile is None and kv_tile is None:
+            return torch_plan(self.mask)
         return self.mask.plan(q_tile, kv_tile)
 
     @cached_property
