@@ -124,7 +124,7 @@ class TorchBackend:
                 for laid in _laid(walk, lines):
                     add_gradients(laid, given, own)
                 heads.put(dq[b], own.dq)
-                heads.add(dk[b], own.dk.total().div_(self._scores.unit))
+                heads.add(dk[b], own.dk.total())
                 heads.add(dv[b], own.dv.total())
         found = [x.to(g.dtype) for x, g in zip((dq, dk, dv), named, strict=True)]
         return [*found, *(inputs.of(n) for n in call.inputs)]

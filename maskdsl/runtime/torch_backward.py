@@ -10,9 +10,9 @@ import torch
 
 from maskdsl.runtime.torch_masks import drop
 from maskdsl.runtime.torch_product import add_products, one_by_one, products
-from maskdsl.runtime.torch_scores import LOG2E, InputGradients
+from maskdsl.runtime.torch_scores import InputGradients
 from maskdsl.runtime.torch_strips import Tokens
-from maskdsl.runtime.torch_walk import Laid
+from maskdsl.runtime.torch_walk import Laid, exp_
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,7 @@ class KeySums:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Where gradients go: dq (kv heads, heads each, tokens, dim), and sums; dk is multiplied by the
-    unit of `Scores`.
-    """
+    """Where gradients go: dq (kv heads, heads each, tokens, dim), and sums."""
 
     dq: torch.Tensor
     dk: KeySums
@@ -80,16 +78,16 @@ def add_gradients(laid: Laid, given: Given, found: Gradients) -> None:
     narrow = min(laid.k.shape[2], laid.v.shape[2])
     alone = one_by_one(laid.k, laid.shape[2] * laid.strip.length * narrow)
     for part, pieces in laid.parts(apart=not alone):
-        q = laid.rows(walk.q, part) * walk.factor
+        q = laid.rows(walk.q, part) * walk.scale
         do = laid.rows(given.do, part)
-        lse = laid.rows(given.lse[..., None], part) * LOG2E
+        lse = laid.rows(given.lse[..., None], part)
         lse = lse.masked_fill(lse == -math.inf, math.inf)  # a row without keys has no weights
         delta = laid.rows(given.delta[..., None], part)
         dq = torch.zeros_like(q)
         for columns in pieces:
             k, v = (laid.window(x, part, columns) for x in (laid.k, laid.v))
-            s, natural, limits, pairs = laid.logits(q, part, columns)
-            p = torch.exp2(s.sub_(lse), out=s)
+            s, unscored, limits, pairs = laid.logits(q, part, columns)
+            p = exp_(s.sub_(lse))
             add_products(laid.window(dv.mT, part, columns).mT, do.mT, p.mT)
             ds = products(do, v)
             drop(laid.over_pairs(ds, part), limits)
@@ -97,10 +95,10 @@ def add_gradients(laid: Laid, given: Given, found: Gradients) -> None:
             if pairs is not None and walk.scores.any:
                 over = laid.over_pairs(ds, part)
                 clean = partial(drop, limits=limits)
-                over = walk.scores.backward(over, natural, pairs, walk.space, found.inputs, clean)
+                over = walk.scores.backward(over, unscored, pairs, walk.space, found.inputs, clean)
                 ds = over.reshape(ds.shape)
             add_products(dq, ds, k.mT)
             add_products(laid.window(dk.mT, part, columns).mT, q.mT, ds.mT)
-        laid.put(found.dq, part, dq.mul_(walk.factor / walk.scores.unit))
+        laid.put(found.dq, part, dq.mul_(walk.scale))
     found.dk.take(laid.keys, dk)
     found.dv.take(laid.keys, dv)

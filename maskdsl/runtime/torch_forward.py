@@ -7,8 +7,7 @@ import math
 import torch
 
 from maskdsl.runtime.torch_product import products
-from maskdsl.runtime.torch_scores import LOG2E
-from maskdsl.runtime.torch_walk import Laid, Part, shift
+from maskdsl.runtime.torch_walk import Laid, Part, exp_, shift
 
 
 def attend(laid: Laid, sink: torch.Tensor | None, out: torch.Tensor, lse: torch.Tensor) -> None:
@@ -18,7 +17,7 @@ def attend(laid: Laid, sink: torch.Tensor | None, out: torch.Tensor, lse: torch.
     sink: the sink's logit of each head, (kv heads, heads each).
     """
     for part, pieces in laid.parts(apart=False):
-        o, l = _softmax(laid, laid.rows(laid.walk.q, part) * laid.walk.factor, part, pieces)
+        o, l = _softmax(laid, laid.rows(laid.walk.q, part) * laid.walk.scale, part, pieces)
         if sink is not None:
             logit = sink[part.heads, None, :, None].expand(-1, part.count, -1, laid.size)
             total = torch.logaddexp(l, logit.reshape(l.shape))
@@ -36,20 +35,25 @@ def _softmax(
     """
     top = total = values = torch.empty(0)
     for columns in pieces:
-        s, _, _, _ = laid.logits(q, part, columns)
+        s, _, _, _ = laid.logits(q, part, columns, careful=True)
         new = s.amax(-1, keepdim=True)
         if columns.start:
             new = torch.maximum(top, new)
         off = shift(new)
-        p = torch.exp2(s.sub_(off), out=s)
-        v = laid.window(laid.v, part, columns).mT
+        p = exp_(s.sub_(off))
+        v = laid.window(laid.v, part, columns)
         if not columns.start:
-            total, values = p.sum(-1, keepdim=True), products(p, v)
+            total, values = p.sum(-1, keepdim=True), _weighted(laid, p, v)
         else:
-            less = torch.exp2(top - off)
+            less = torch.exp(top - off)
             total = total * less + p.sum(-1, keepdim=True)
-            values = values * less + products(p, v)
+            values = values * less + _weighted(laid, p, v)
         top = new
     empty = total == 0
-    lse = (shift(top) + torch.log2(total)) / LOG2E
+    lse = shift(top) + torch.log(total)
     return values / total.masked_fill(empty, 1), lse.masked_fill(empty, -math.inf)
+
+
+def _weighted(laid: Laid, p: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """p @ v; MKL sums the products of many keys in blocks, oneDNN one after the other."""
+    return torch.bmm(p, v) if laid.walk.careful else products(p, v.mT)

@@ -1,5 +1,5 @@
-"""The tiles that suit the torch backend, which computes whole rows of keys and leaves out those that
-no query of the row keeps: small key tiles tell which, and partial tiles cost as much as full ones.
+"""The tiles that suit the torch backend, which computes whole rows of keys but for those that no
+query of the row keeps: small key tiles tell which, and partial tiles cost as much as full ones.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -17,8 +16,6 @@ from maskdsl.ir.program import Program
 from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.torch_pairs import Pairs, evaluated
 from maskdsl.runtime.torch_space import TorchSpace
-
-LOG2E = math.log2(math.e)
 
 
 class Score:
@@ -43,9 +40,7 @@ class Score:
 
 
 class Scores:
-    """The scores of a program. `unit`: what products are multiplied by, so that `shaped` logits are
-    in powers of two, for exp2 is much faster than exp.
-    """
+    """The scores of a program. only_add: whether all they do is to add to the logit."""
 
     def __init__(self, program: Program) -> None:
         self.of = [
@@ -53,30 +48,28 @@ class Scores:
         ]
         given = [s for row in self.of for s in row if s is not None]
         self.any = bool(given)
-        self.natural = any(s.added is None for s in given)
-        self.unit = 1.0 if self.natural else LOG2E
+        self.only_add = all(s.added is not None for s in given)
         self.alike = all(s.alike for s in given)
 
     def added(self, pairs: Pairs, space: TorchSpace) -> list[tuple[slice, torch.Tensor]]:
-        """(columns, what to add to their logits in powers of two), where all scores only add."""
+        """(columns, what to add to their logits), where all scores only add."""
         found = []
         for number, block, columns in pairs.blocks():
             score = self.of[pairs.group.query_segment][number]
             if score is not None and score.added is not None:
                 leaves = pairs.leaves(block, columns)
-                value = evaluated(score.added, leaves, pairs.call.inputs, space)
-                found.append((columns, value * LOG2E))
+                found.append((columns, evaluated(score.added, leaves, pairs.call.inputs, space)))
         return found
 
     def shape(self, s: torch.Tensor, pairs: Pairs, space: TorchSpace) -> torch.Tensor:
-        """The scores of natural logits over pairs, in powers of two."""
-        shaped = s * LOG2E
+        """The scores of logits over pairs."""
+        shaped = s.clone()
         for number, block, columns in pairs.blocks():
             score = self.of[pairs.group.query_segment][number]
             if score is not None:
                 leaves = pairs.leaves(block, columns) | {"logit": s[..., columns]}
                 value = evaluated(score.root, leaves, pairs.call.inputs, space)
-                torch.mul(value.expand_as(s[..., columns]), LOG2E, out=shaped[..., columns])
+                shaped[..., columns] = value
         return shaped
 
     def backward(
@@ -88,12 +81,12 @@ class Scores:
         found: InputGradients,
         clean: Callable[[torch.Tensor], None],
     ) -> torch.Tensor:
-        """The gradient of natural logits from that of scores, and those of inputs added to `found`.
+        """The gradient of logits from that of scores, and those of inputs added to `found`.
 
-        s: the natural logits over pairs, where not all scores only add. clean: sets gradients of
+        s: the logits over pairs, where not all scores only add. clean: sets gradients of
         forbidden pairs to zero.
         """
-        result = gradient.clone() if self.natural else gradient
+        result = gradient if self.only_add else gradient.clone()
         for number, block, columns in pairs.blocks():
             score = self.of[pairs.group.query_segment][number]
             if score is None:

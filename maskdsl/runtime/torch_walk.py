@@ -16,7 +16,7 @@ from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.groups import Group
 from maskdsl.runtime.torch_masks import Limits, Masks, forbid
 from maskdsl.runtime.torch_pairs import Heads, Pairs
-from maskdsl.runtime.torch_product import products
+from maskdsl.runtime.torch_product import careful_products, products
 from maskdsl.runtime.torch_scores import Scores
 from maskdsl.runtime.torch_space import TorchSpace
 from maskdsl.runtime.torch_strips import Strip
@@ -54,7 +54,9 @@ class Walk:
         self.q = self.heads.queries(q[batch])
         self.k = self.heads.keys(call.k[batch])
         self.v = self.heads.keys(call.v[batch])
-        self.factor = scale * scores.unit
+        self.scale = scale
+        # Outputs in float32 show the rounding errors of sums, shorter ones do not.
+        self.careful = q.dtype == torch.float32
 
 
 class Laid:
@@ -158,26 +160,29 @@ class Laid:
         return s.view(heads, -1, self.walk.each, self.size, s.shape[-1])
 
     def logits(
-        self, q: torch.Tensor, part: Part, columns: slice
+        self, q: torch.Tensor, part: Part, columns: slice, careful: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None, Limits, Pairs | None]:
-        """(logits in powers of two, (count, queries, keys); natural ones over pairs, where scores
-        ask for them; limits; pairs, where anything reads them).
+        """(scored logits, (count, queries, keys); unscored ones over pairs, where scores do more
+        than add; limits; pairs, where anything reads them).
+
+        careful: with rounding errors as small as outputs need.
         """
         scores = self.walk.scores
-        s = products(q, self.window(self.k, part, columns))
-        natural = pairs = None
+        k = self.window(self.k, part, columns)
+        s = careful_products(q, k) if careful and self.walk.careful else products(q, k)
+        unscored = pairs = None
         if scores.any or self.group.decided:
             pairs = self.pairs(part, columns)
-        if pairs is not None and scores.natural:
-            natural = self.over_pairs(s, part)
-            s = scores.shape(natural, pairs, self.walk.space).view(s.shape)
+        if pairs is not None and not scores.only_add:
+            unscored = self.over_pairs(s, part)
+            s = scores.shape(unscored, pairs, self.walk.space).view(s.shape)
         elif pairs is not None and scores.any:
             over = self.over_pairs(s, part)
             for own, value in self._what_is_added(part, columns, pairs):
                 over[..., own] += value
         limits = self.masks.limits(columns, pairs)
         forbid(self.over_pairs(s, part), limits)
-        return s, natural, limits, pairs
+        return s, unscored, limits, pairs
 
     def _what_is_added(
         self, part: Part, columns: slice, pairs: Pairs
@@ -191,6 +196,14 @@ class Laid:
             one = self.pairs(Part(part.heads, slice(0, 1, 1)), columns)
             self._added[key] = self.walk.scores.added(one, self.walk.space)
         return self._added[key]
+
+
+LOG2E = math.log2(math.e)
+
+
+def exp_(x: torch.Tensor) -> torch.Tensor:
+    """exp in place, by exp2, which is much faster on a CPU."""
+    return x.mul_(LOG2E).exp2_()
 
 
 def shift(top: torch.Tensor) -> torch.Tensor:
