@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from maskdsl.runtime.torch_product import products
-from maskdsl.runtime.torch_walk import Laid, Part, exp_, shift
+from maskdsl.runtime.torch_product import careful_products, products
+from maskdsl.runtime.torch_walk import KEYS, Laid, Part, exp_, shift
 
 
 def attend(laid: Laid, sink: torch.Tensor | None, out: torch.Tensor, lse: torch.Tensor) -> None:
@@ -55,5 +55,5 @@ def _softmax(
 
 
 def _weighted(laid: Laid, p: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """p @ v; MKL sums the products of many keys in blocks, oneDNN one after the other."""
-    return torch.bmm(p, v) if laid.walk.careful else products(p, v.mT)
+    """p @ v"""
+    return careful_products(p, v.mT, KEYS) if laid.walk.careful else products(p, v.mT)
