@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from maskdsl.runtime.torch_product import careful_products, products
-from maskdsl.runtime.torch_walk import KEYS, Laid, Part, exp_, shift
+from maskdsl.runtime.torch_product import products
+from maskdsl.runtime.torch_walk import Laid, Part, exp_, shift
 
 
 def attend(laid: Laid, sink: torch.Tensor | None, out: torch.Tensor, lse: torch.Tensor) -> None:
@@ -43,17 +43,12 @@ def _softmax(
         p = exp_(s.sub_(off))
         v = laid.window(laid.v, part, columns)
         if not columns.start:
-            total, values = p.sum(-1, keepdim=True), _weighted(laid, p, v)
+            total, values = p.sum(-1, keepdim=True), products(p, v.mT)
         else:
             less = torch.exp(top - off)
             total = total * less + p.sum(-1, keepdim=True)
-            values = values * less + _weighted(laid, p, v)
+            values = values * less + products(p, v.mT)
         top = new
     empty = total == 0
     lse = shift(top) + torch.log(total)
     return values / total.masked_fill(empty, 1), lse.masked_fill(empty, -math.inf)
-
-
-def _weighted(laid: Laid, p: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """p @ v"""
-    return careful_products(p, v.mT, KEYS) if laid.walk.careful else products(p, v.mT)

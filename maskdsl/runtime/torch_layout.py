@@ -11,8 +11,8 @@ from maskdsl.planner import Candidate, Plan
 QUERY_LANES = (64, 128, 256)
 KEY_LANES = 16
 # What a product costs besides its pairs of queries and keys, in pairs.
-A_KEY = 32  # of a row
-A_ROW = 2**12
+A_KEY = 16  # of a row
+A_ROW = 2**13
 
 
 def torch_plan(mask: Mask) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 LARGE = 2**21  # multiplications of one product that are worth a call of their own
-MANY_ROWS = 192  # that make short products worth calls of their own
+STRETCH = 16  # terms of a careful sum
 
 
 def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -27,24 +27,18 @@ def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def careful_products(a: torch.Tensor, b: torch.Tensor, stretch: int) -> torch.Tensor:
-    """`products(a, b)` with smaller rounding errors, which grow with the length of a sum: stretches
-    of the inner dimension are summed by themselves.
+def careful_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`products(a, b)`, with smaller rounding errors where that costs next to nothing: stretches of
+    the inner dimension are summed by themselves, for errors grow with the length of a sum.
     """
     inner = a.shape[2]
-    parts = [slice(i, i + stretch) for i in range(0, inner, stretch)]
-    if a.shape[1] < MANY_ROWS or not one_by_one(a, a.shape[1] * b.shape[1] * inner):
-        out = torch.bmm(a[..., parts[0]], b[..., parts[0]].mT)
-        for part in parts[1:]:
-            out.baddbmm_(a[..., part], b[..., part].mT)
-        return out
-    found = []
-    for x, y in zip(a, b, strict=True):
-        total = _stretch(x, y, parts[0])
-        for part in parts[1:]:
-            total += _stretch(x, y, part)
-        found.append(total)
-    return found[0][None] if len(found) == 1 else torch.stack(found)
+    if one_by_one(a, a.shape[1] * b.shape[1] * inner):
+        return products(a, b)
+    first, *later = (slice(i, i + STRETCH) for i in range(0, inner, STRETCH))
+    out = torch.bmm(a[..., first], b[..., first].mT)
+    for part in later:
+        out.baddbmm_(a[..., part], b[..., part].mT)
+    return out
 
 
 def add_products(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
@@ -73,12 +67,6 @@ def _linear(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a @ b.mT of two matrices."""
     found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return found
-
-
-def _stretch(a: torch.Tensor, b: torch.Tensor, part: slice) -> torch.Tensor:
-    """Of the product of two matrices, what some of the inner dimension gives."""
-    b = b[:, part]
-    return _linear(a[:, part].contiguous(), b if _dense(b) else b.contiguous())
 
 
 def _dense(x: torch.Tensor) -> bool:

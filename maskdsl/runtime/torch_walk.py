@@ -23,7 +23,6 @@ from maskdsl.runtime.torch_strips import Strip
 
 BUDGET = 2**19  # logits held at a time: 2 MB, which a core keeps in its cache and malloc reuses
 LEAST_KEYS = 2**9  # of a piece of a row, however many queries there are
-STRETCH, KEYS = 16, 192  # terms of careful sums over dimensions and over keys
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ class Laid:
         scores = self.walk.scores
         k = self.window(self.k, part, columns)
         careful = careful and self.walk.careful
-        s = careful_products(q, k, STRETCH) if careful else products(q, k)
+        s = careful_products(q, k) if careful else products(q, k)
         unscored = pairs = None
         if scores.any or self.group.decided:
             pairs = self.pairs(part, columns)
