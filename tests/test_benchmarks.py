@@ -6,11 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch.nn.attention.flex_attention import create_mask
 
+from benchmarks.cpu_cases import TINY as CPU_TINY
+from benchmarks.cpu_cases import alibi, dilated, neighborhood
 from benchmarks.measure import timed
 from benchmarks.planner import beyond
 from benchmarks.planner_cases import COMPARED, GROWN, radial
@@ -60,3 +64,44 @@ def test_the_planner_benchmark_runs(tmp_path: Path) -> None:
     assert record["machine"]["cores"] >= 1 and record["versions"]["torch"]
     for name in ("a.png", "a-growth.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("make", [*CPU_TINY.values(), lambda: dilated(2048), lambda: alibi(2048)])
+def test_a_case_of_the_cpu_benchmark_and_its_twin_in_torch_are_the_same(make: Any) -> None:
+    case = make()
+    mask = case.mask()
+    n = mask.shape[1]
+    twin = create_mask(case.mask_mod, 1, 1, n, n, "cpu")[0, 0]
+    assert np.array_equal(twin.numpy(), mask.dense())
+    if case.score_mod is not None:
+        q, k = torch.arange(n)[:, None], torch.arange(n)[None]
+        logits = torch.randn(n, n)
+        want = case.score_mod(logits, 0, torch.tensor(3), q, k)[twin]
+        got = mask.scores(logits, head=3)[twin.numpy()]
+        np.testing.assert_allclose(got, want.numpy(), rtol=1e-5)
+
+
+def test_neighborhoods_of_the_cpu_benchmark_in_three_dimensions() -> None:
+    case = neighborhood((6, 9, 10), (4, 5, 8))
+    twin = create_mask(case.mask_mod, 1, 1, 540, 540, "cpu")[0, 0]
+    assert np.array_equal(twin.numpy(), case.mask().dense())
+
+
+@pytest.mark.slow
+def test_the_cpu_benchmark_runs(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "benchmarks.cpu",
+        "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png"),
+        "--cases", *CPU_TINY, "--dtypes", "float32", "--peers", "sdpa",
+        "--memory", "--lengths", "2048", "4096",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert [s["case"] for s in record["samples"]] == list(CPU_TINY)
+    for s in record["samples"]:
+        assert "skipped" not in s and s["both_by_forward"] > 1
+        assert 0 < s["errors"]["1"]["ours"] < 1e-6
+        assert set(s["forward"]["runs"]) == {"ours", "sdpa"}
+    assert [m["tokens"] for m in record["memory"]] == [2048, 4096]
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -22,6 +22,7 @@ from maskdsl.runtime.reference import Reference
 from maskdsl.runtime.resources import Resources, resources, resources_many, together
 from maskdsl.runtime.torch_backend import TorchBackend
 from maskdsl.runtime.torch_decode import TorchDecode
+from maskdsl.runtime.torch_layout import torch_plan
 from maskdsl.runtime.triton_autograd import TritonAttention
 from maskdsl.runtime.triton_backend import FORWARD, LEAST_SCALE
 from maskdsl.runtime.triton_decode import TritonDecode
@@ -135,6 +136,8 @@ class Kernel:
             dim = max(self.shapes.head_dim, self.shapes.value_dim)
             cost = self._layout_cost(dim)
             return self.mask.plan(q_tile, kv_tile, target=self.target, head_dim=dim, cost=cost)
+        if self.backend == "torch" and q_tile is None and kv_tile is None:
+            return torch_plan(self.mask)
         return self.mask.plan(q_tile, kv_tile)
 
     def plan_of(self, direction: str) -> Plan:
@@ -245,16 +248,15 @@ class Kernel:
         return (out, lse) if return_lse else out
 
     def _launch(self, call: Call, return_lse: bool) -> Any:
-        decodes = call.first is not None and self.backend != "reference"
-        if self.backend != "torch" and not decodes:
+        if call.first is None or self.backend == "reference":
             return self._run(call, return_lse)
         tensors = (call.q, call.k, call.v, *call.inputs.values())
         if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
             raise CompileError(
-                f"gradients {'of fewer queries than keys ' if decodes else ''}are not supported by "
-                f"the {self.backend} backend yet: use backend='reference', or torch.no_grad()"
+                f"gradients of fewer queries than keys are not supported by the "
+                f"{self.backend} backend yet: use backend='reference', or torch.no_grad()"
             )
-        return (self._decode if decodes else self._run)(call, return_lse)
+        return self._decode(call, return_lse)
 
     @cached_property
     def _decode(self) -> TorchDecode | TritonDecode:

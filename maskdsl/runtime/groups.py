@@ -1,24 +1,25 @@
 """Rows of a plan that can run together: equal up to a translation of their tokens.
 
 For the torch backend a row (a query tile) is a list of query tokens, a list of key tokens and the
-truth between them. Rows
-with the same offsets and the same truth share one mask and one gather, so many rows become one
-batched product.
+truth between them. Keys that no query of the row keeps are left out, whatever the key tiles.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from maskdsl.ir.box import combine_keys
-from maskdsl.ir.definition import positions
-from maskdsl.ir.evaluate import evaluate
 from maskdsl.ir.program import Segment
 from maskdsl.planner.plan import HeadClass, Plan
 from maskdsl.planner.rows import shapes
 from maskdsl.planner.tiles import Grid
+from maskdsl.runtime.tile_truths import OPEN, SEEN, Truths
+
+NEAR = 256  # columns without a mask that are masked along with those beside them
+OPEN_SHAPE = -2  # of a partial tile that a call decides
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Group:
     query_segment: of all rows. queries: int64 (rows,), position of each row's tile; query_offsets:
     int64 (tile queries,), what to add. segments: the key segments the rows see; keys: int64
     (rows, segments), a position in each; key_offsets: int64 (row keys,), what to add to the
-    position
-    of key_segment: int64 (row keys,), an index into `segments`.
-    keep: bool (tile queries, row keys), or None where an input decides or every pair is kept.
-    shared: how many of the first keys every query of the row keeps.
+    position of key_segment: int64 (row keys,), an index into `segments`. The keys of a row rise.
+    columns: int32 (row keys,), the row of `truths` that says who keeps the key, or SEEN where every
+    query keeps it, or OPEN where the call decides. lanes: int64 (tile queries,), theirs there.
+    partial: ranges of row keys that hold all which not every query keeps.
     """
 
     query_segment: int
@@ -41,9 +42,34 @@ class Group:
     keys: np.ndarray
     key_offsets: np.ndarray
     key_segment: np.ndarray
-    keep: np.ndarray | None
-    shared: int
-    varies: bool
+    columns: np.ndarray = field(repr=False)
+    lanes: np.ndarray = field(repr=False)
+    truths: np.ndarray = field(repr=False)
+    partial: tuple[slice, ...]
+
+    @cached_property
+    def decided(self) -> bool:
+        """Whether the call decides any key."""
+        return self.open(slice(None))
+
+    def tokens(self, row: int) -> np.ndarray:
+        """The keys of a row, int64 (row keys,)."""
+        found: np.ndarray = self.keys[row, self.key_segment] + self.key_offsets
+        return found
+
+    def kept(self, part: slice) -> np.ndarray:
+        """Which query keeps which of some keys, bool (tile queries, keys); true where the call
+        decides.
+        """
+        columns = self.columns[part]
+        kept = np.ones((len(columns), len(self.lanes)), dtype=bool)
+        known = np.flatnonzero(columns >= 0)
+        kept[known] = self.truths[columns[known]][:, self.lanes]
+        return kept.T
+
+    def open(self, part: slice) -> bool:
+        """Whether the call decides any of some keys."""
+        return bool((self.columns[part] == OPEN).any())
 
 
 @dataclass(frozen=True)
@@ -67,87 +93,90 @@ class Tiles:
         return Tiles(*(np.concatenate(x) for x in (corners, edges, numbers)))
 
 
-def groups_of(plan: Plan, c: HeadClass) -> list[Group]:
-    """All rows of a head class that visit anything."""
-    row, tile, shape = shapes(c.placed)
-    if not len(row):
-        return []
-    program = plan.program
-    q = Tiles.of(program.queries, plan.q_grids)
-    k = Tiles.of(program.keys, plan.kv_grids)
-    starts = np.flatnonzero(np.diff(row, prepend=-1))
-    ends = np.append(starts[1:], len(row))
-    # Positions count from the first tile that a row visits in each segment.
-    visits = row * len(program.keys) + k.segment[tile]
-    lines = np.flatnonzero(np.diff(visits, prepend=-1))
-    first = np.repeat(k.corner[tile[lines]], np.diff(lines, append=len(row)))
-    entry = combine_keys(
-        np.uint64(1), [k.corner[tile] - first, shape, k.edge[tile], k.segment[tile]]
-    )
-    own = row[starts]
-    varies = any(t.varies for t in c.all_trees)
-    with np.errstate(over="ignore"):
-        signature = np.add.reduceat(entry, starts)
-    signature = combine_keys(signature, [q.edge[own], q.segment[own], ends - starts])
-    _, representative, member = np.unique(signature, return_index=True, return_inverse=True)
-    order = np.argsort(member, kind="stable")
-    bounds = np.searchsorted(member[order], np.arange(len(representative) + 1))
-    found = []
-    for g, r in enumerate(representative):
-        rows = order[bounds[g] : bounds[g + 1]]
-        entries = np.arange(starts[r], ends[r])
-        segments, at = np.unique(k.segment[tile[entries]], return_index=True)
-        tokens, numbers, keep, shared = _keys(plan, c, int(own[r]), tile[entries], varies)
-        segment_of = np.searchsorted(segments, numbers)
-        query_tokens = plan.tokens("q", int(own[r]))
-        found.append(
-            Group(
-                query_segment=int(q.segment[own[r]]),
-                queries=q.corner[own[rows]],
-                query_offsets=query_tokens - q.corner[own[r]],
-                segments=tuple(segments.tolist()),
-                keys=first[starts[rows][:, None] + at[None, :]],
-                key_offsets=tokens - first[starts[r] + at][segment_of],
-                key_segment=segment_of,
-                keep=keep,
-                shared=shared,
-                varies=varies,
-            )
+class Grouping:
+    """Groups of the rows of one head class."""
+
+    def __init__(self, plan: Plan, c: HeadClass) -> None:
+        self.plan = plan
+        self.head_class = c
+        self.q = Tiles.of(plan.program.queries, plan.q_grids)
+        self.k = Tiles.of(plan.program.keys, plan.kv_grids)
+        self.varies = any(t.varies for t in c.all_trees)
+
+    def planned(self) -> list[Group]:
+        """All rows that visit anything, as planned."""
+        row, tile, shape = shapes(self.head_class.placed)
+        if self.varies:
+            trees = np.array([[t.varies for t in line] for line in self.head_class.trees])
+            open_ = trees[self.q.segment[row], self.k.segment[tile]] & (shape >= 0)
+            shape = np.where(open_, OPEN_SHAPE, shape)
+        return self.groups(row, tile, shape)
+
+    def groups(self, row: np.ndarray, tile: np.ndarray, shape: np.ndarray) -> list[Group]:
+        """Groups of the tiles to visit, int64 (tiles,) each, sorted by row and tile.
+
+        shape: -1 for a full tile, OPEN_SHAPE for one that the call decides, else its class.
+        """
+        if not len(row):
+            return []
+        q, k = self.q, self.k
+        truths = Truths(self.plan, self.head_class, row, tile, shape)
+        starts = np.flatnonzero(np.diff(row, prepend=-1))
+        ends = np.append(starts[1:], len(row))
+        # Positions count from the first tile that a row visits in each segment.
+        visits = row * len(self.plan.program.keys) + k.segment[tile]
+        lines = np.flatnonzero(np.diff(visits, prepend=-1))
+        first = np.repeat(k.corner[tile[lines]], np.diff(lines, append=len(row)))
+        entry = combine_keys(
+            np.uint64(1), [k.corner[tile] - first, shape, k.edge[tile], k.segment[tile]]
         )
-    return found
+        own = row[starts]
+        with np.errstate(over="ignore"):
+            signature = np.add.reduceat(entry, starts)
+        signature = combine_keys(signature, [q.edge[own], q.segment[own], ends - starts])
+        _, representative, member = np.unique(signature, return_index=True, return_inverse=True)
+        order = np.argsort(member, kind="stable")
+        bounds = np.searchsorted(member[order], np.arange(len(representative) + 1))
+        found = []
+        for g, r in enumerate(representative):
+            rows = order[bounds[g] : bounds[g + 1]]
+            entries = np.arange(starts[r], ends[r])
+            segments, at = np.unique(k.segment[tile[entries]], return_index=True)
+            tokens, columns = truths.columns(tile[entries], shape[entries])
+            ends_of = np.cumsum([s.tokens for s in self.plan.program.keys])
+            segment_of = np.searchsorted(segments, np.searchsorted(ends_of, tokens, side="right"))
+            number = int(q.segment[own[r]])
+            lanes = self.plan.q_grids[number].tokens(
+                np.array([own[r] - self.head_class.row_starts[number]])
+            )[0]
+            inside = np.flatnonzero(lanes >= 0)
+            offset = self.plan.program.queries[number].offset
+            found.append(
+                Group(
+                    query_segment=number,
+                    queries=q.corner[own[rows]],
+                    query_offsets=lanes[inside] + offset - q.corner[own[r]],
+                    segments=tuple(segments.tolist()),
+                    keys=first[starts[rows][:, None] + at[None, :]],
+                    key_offsets=tokens - first[starts[r] + at][segment_of],
+                    key_segment=segment_of,
+                    columns=columns,
+                    lanes=inside,
+                    truths=truths.table(number),
+                    partial=_ranges(columns != SEEN),
+                )
+            )
+        return found
 
 
-def _keys(
-    plan: Plan, c: HeadClass, q_tile: int, tiles: np.ndarray, varies: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int]:
-    """(tokens, their segments, keep, shared) of one row: keys that no query keeps are left out."""
-    queries = plan.tokens("q", q_tile)
-    tokens = np.concatenate([plan.tokens("k", int(t)) for t in tiles])
-    program = plan.program
-    ends = np.cumsum([s.tokens for s in program.keys])
-    numbers = np.searchsorted(ends, tokens, side="right")
-    if varies:
-        return tokens, numbers, None, 0
-    truth = np.zeros((len(queries), len(tokens)), dtype=bool)
-    q_number = int(
-        np.searchsorted(np.cumsum([s.tokens for s in program.queries]), queries[0], "right")
-    )
-    for number in np.unique(numbers):
-        block = program.blocks[q_number][number]
-        chosen = numbers == number
-        leaves = {
-            n: x[:, None]
-            for n, x in positions(block.queries, "q", queries - block.queries.offset).items()
-        }
-        at = tokens[chosen] - block.keys.offset
-        leaves |= {n: x[None, :] for n, x in positions(block.keys, "k", at).items()}
-        truth[:, chosen] = evaluate(c.keeps[q_number][number], leaves, {})
-    used = truth.any(0)
-    everywhere = truth.all(0)
-    order = np.concatenate([np.flatnonzero(everywhere), np.flatnonzero(used & ~everywhere)])
-    shared = int(everywhere.sum())
-    keep = None if shared == len(order) else truth[:, order]
-    return tokens[order], numbers[order], keep, shared
+def _ranges(marked: np.ndarray) -> tuple[slice, ...]:
+    """Ranges that hold all marked places, few of them."""
+    at = np.flatnonzero(marked)
+    if not len(at):
+        return ()
+    breaks = np.flatnonzero(np.diff(at) > NEAR)
+    firsts, lasts = at[np.append(0, breaks + 1)], at[np.append(breaks, len(at) - 1)]
+    return tuple(slice(int(a), int(b) + 1) for a, b in zip(firsts, lasts, strict=True))
 
 
 def _corners(grid: Grid) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,75 @@
+"""Products of many pairs of matrices, by what is fastest for them on this device."""
+
+from __future__ import annotations
+
+import torch
+
+LARGE = 2**21  # multiplications of one product that are worth a call of their own
+STRETCH = 16  # terms of a careful sum
+
+
+def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b.mT, (count, rows, columns), of (count, rows, inner) and (count, columns, inner)
+    matrices, in their dtype. Rows of each matrix, or its columns, follow each other in memory.
+
+    On a CPU torch multiplies float32 by MKL, which uses the widest instructions of one maker only;
+    oneDNN, which torch has for its compiled linear layers, uses those of all.
+    """
+    count, rows, inner = a.shape
+    columns = b.shape[1]
+    if not one_by_one(a, rows * columns * inner) or not _dense(b):
+        return torch.bmm(a, b.mT)
+    if count == 1:
+        return _linear(a[0], b[0])[None]
+    out = a.new_empty((count, rows, columns))
+    for i in range(count):
+        out[i] = _linear(a[i], b[i])
+    return out
+
+
+def careful_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`products(a, b)`, with smaller rounding errors where that costs next to nothing: stretches of
+    the inner dimension are summed by themselves, for errors grow with the length of a sum.
+    """
+    inner = a.shape[2]
+    if one_by_one(a, a.shape[1] * b.shape[1] * inner):
+        return products(a, b)
+    first, *later = (slice(i, i + STRETCH) for i in range(0, inner, STRETCH))
+    out = torch.bmm(a[..., first], b[..., first].mT)
+    for part in later:
+        out.baddbmm_(a[..., part], b[..., part].mT)
+    return out
+
+
+def add_products(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add `products(a, b)` to a tensor of their shape, whose matrices overlap in memory only where
+    products are made one by one.
+    """
+    if one_by_one(a, a.shape[1] * b.shape[1] * a.shape[2]) and _dense(b):
+        for i in range(len(a)):
+            total[i] += _linear(a[i], b[i])
+    else:
+        total += torch.bmm(a, b.mT)
+
+
+def one_by_one(x: torch.Tensor, multiplications: int) -> bool:
+    """Whether products of so many multiplications each, of tensors like x, are made one by one."""
+    return (
+        multiplications >= LARGE
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def _linear(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b.mT of two matrices."""
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    return found
+
+
+def _dense(x: torch.Tensor) -> bool:
+    """Whether each matrix lies in memory without gaps; oneDNN is slow with gaps."""
+    rows, columns = x.shape[-2:]
+    return x.stride()[-2:] in ((columns, 1), (1, rows))
