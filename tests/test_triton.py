@@ -10,7 +10,7 @@ import torch
 from kernels import CASES, RANDOM, Case, dense_attention, random_plan
 
 import maskdsl
-from maskdsl import CompileError
+from maskdsl import BindError, CompileError
 from maskdsl.codegen import Spec
 from maskdsl.runtime.triton_backend import TritonForward
 
@@ -187,6 +187,25 @@ def test_random_patterns_and_tiles(seed: int, odd: bool) -> None:
         count = keep.sum(1)
         torch.testing.assert_close(lse[0, h].exp(), count, atol=1e-2, rtol=0)
         torch.testing.assert_close(out[0, h] * count[:, None], keep @ v, atol=1e-2, rtol=0)
+
+
+def test_products_of_float32_by_choice() -> None:
+    mask = maskdsl.load("std/causal").bind(n=256, heads=2)
+    options = {"backend": "triton", "target": "sm_90"}
+    ieee = maskdsl.compile(mask, 64, **options)
+    tf32 = maskdsl.compile(mask, 64, **options, precision="tf32")
+    assert ieee.key != tf32.key
+    assert not {"HGMMA", "HMMA"} & ieee.resources().instructions.keys()
+    for direction in ("forward", "backward"):
+        assert {"HGMMA", "HMMA"} & tf32.resources(direction=direction).instructions.keys()
+    q, k, v = (torch.randint(-2, 3, (1, 2, 256, 64)).float() for _ in range(3))
+    torch.testing.assert_close(tf32(q, k, v), ieee(q, k, v))
+    with pytest.raises(CompileError, match="tf32 products are for float32, not float16"):
+        maskdsl.compile(mask, 64, torch.float16, **options, precision="tf32")
+    with pytest.raises(CompileError, match="precision is one of ieee, tf32, not 'bf16'"):
+        maskdsl.compile(mask, 64, **options, precision="bf16")
+    with pytest.raises(BindError, match="the backend is torch"):
+        maskdsl.compile(mask, 64, backend="torch", precision="tf32")
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 2.0])

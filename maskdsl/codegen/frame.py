@@ -190,7 +190,9 @@ class Frame:
             "value": self.value,
             "folded": not scored and self.spec.rising,
             "closed": self.closed,
-            "precision": ', input_precision="ieee"' if self.spec.dtype == "float32" else "",
+            "precision": f', input_precision="{self.spec.precision}"'
+            if self.spec.dtype == "float32"
+            else "",
             "may_be_empty": not self.plan.proofs["no_empty_row"],
             "per_member": self.shared and any(re.search(r"\bhead\b", s.text) for s in known),
         }  # fmt: skip

@@ -32,10 +32,11 @@ def facts(
     queries, keys = (_side(s) for s in (program.queries, program.keys))
     dims = f"head_dim {spec.head_dim}"
     dims += f", value_dim {spec.value_dim}" if spec.value_dim != spec.head_dim else ""
+    dtype = spec.dtype + (" by tf32 products" if spec.precision == "tf32" else "")
     proved = [text for name, text in _PROOFS.items() if plan.proofs[name]]
     classes = f"; {walks[0].classes} classes of heads" if walks[0].classes > 1 else ""
     return [
-        ("problem", f"{heads}, {queries} queries, {keys} keys, {dims}, {spec.dtype}"),
+        ("problem", f"{heads}, {queries} queries, {keys} keys, {dims}, {dtype}"),
         ("tiles", f"{_tiles(plan.q_grids)} queries by {_tiles(plan.kv_grids)} keys"),
         (
             "pairs",

@@ -15,6 +15,7 @@ SHARED = {
 }  # fmt: skip
 WARPGROUPS = ("sm_90", "sm_100", "sm_103")  # multiply matrices of shared memory, not of registers
 TENSOR_COPIES = ("sm_90", "sm_100", "sm_103", "sm_120")  # load boxes of a tensor by descriptors
+PRECISIONS = ("ieee", "tf32")
 MAX_DIM = 256
 
 
@@ -27,7 +28,8 @@ class Spec:
     into the exponential.
     num_warps, num_stages: launch settings; 0 takes the rule's. descriptors: whether tiles are
     loaded by tensor descriptors where the target and the plan allow it: tensors must then be
-    aligned to 16 bytes in all strides. Raises CompileError for what kernels cannot do.
+    aligned to 16 bytes in all strides. precision: of float32 products, "ieee" or, on tensor cores
+    with 10 bits of mantissa, "tf32". Raises CompileError for what kernels cannot do.
     """
 
     head_dim: int
@@ -38,10 +40,16 @@ class Spec:
     num_warps: int = 0
     num_stages: int = 0
     descriptors: bool = True
+    precision: str = "ieee"
 
     def __post_init__(self) -> None:
         if self.dtype not in BYTES:
             raise CompileError(f"triton kernels take {', '.join(BYTES)}, not {self.dtype}")
+        if self.precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise CompileError(f"precision is one of {known}, not {self.precision!r}")
+        if self.precision != "ieee" and self.dtype != "float32":
+            raise CompileError(f"{self.precision} products are for float32, not {self.dtype}")
         if self.target not in SHARED:
             raise CompileError(f"there is no target '{self.target}' (known: {', '.join(SHARED)})")
         for name, dim in (("head_dim", self.head_dim), ("value_dim", self.value_dim)):

@@ -50,6 +50,7 @@ def compile(  # noqa: A001 (the public name)
     kv_tile: TilesLike | None = None,
     tune: bool = False,
     template: str = "plain",
+    precision: str = "ieee",
 ) -> Kernel:
     """A kernel for one mask.
 
@@ -61,6 +62,7 @@ def compile(  # noqa: A001 (the public name)
     best remembered on disk for this device; otherwise a rule chooses them.
     template: of triton's forward kernel: "plain", or "overlap", for sm_90, which takes exponentials
     while the tensor cores multiply.
+    precision: of triton's float32 products, "ieee" or "tf32" (tensor cores, 10 bits of mantissa).
     Raises BindError for arguments that do not fit, PlanError and CompileError.
     """
     if isinstance(mask, Pattern):
@@ -91,7 +93,9 @@ def compile(  # noqa: A001 (the public name)
         raise BindError(f"tune measures triton kernels, and the backend is {backend}")
     if template != "plain" and backend != "triton":
         raise CompileError(f"the {template} template is for the triton backend, not {backend}")
-    return Kernel(mask, shapes, backend, target, scale, q_tile, kv_tile, tune, template)
+    if precision != "ieee" and backend != "triton":
+        raise BindError(f"precision is for triton kernels, and the backend is {backend}")
+    return Kernel(mask, shapes, backend, target, scale, q_tile, kv_tile, tune, template, precision)
 
 
 class Kernel:
@@ -104,7 +108,7 @@ class Kernel:
     def __init__(
         self, mask: Mask, shapes: Shapes, backend: str, target: str | None, scale: float,
         q_tile: TilesLike | None, kv_tile: TilesLike | None, tune: bool = False,
-        template: str = "plain",
+        template: str = "plain", precision: str = "ieee",
     ) -> None:  # fmt: skip
         self.mask = mask
         self.tune = tune
@@ -113,6 +117,7 @@ class Kernel:
         self.target = target or _target_at_hand()
         self.scale = scale
         self.template = template
+        self.precision = precision
         self._tiles = q_tile, kv_tile
         self._plans: dict[str, Plan] = {}
         self._run = self._backend()
@@ -121,7 +126,9 @@ class Kernel:
     def _spec(self) -> Spec:
         s = self.shapes
         rising = self.scale > LEAST_SCALE
-        return Spec(s.head_dim, s.value_dim, DTYPES[s.dtype], self.target, rising)
+        return Spec(
+            s.head_dim, s.value_dim, DTYPES[s.dtype], self.target, rising, precision=self.precision
+        )
 
     @cached_property
     def _emission(self) -> Emission | OverlapEmission:
