@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 
 NAN = float("nan")
@@ -266,15 +267,12 @@ def modules() -> dict[str, types.ModuleType]:
 def run(source: str) -> dict[str, Any]:
     """The names of an emitted module, executed over the model."""
     own = modules()
-    before = {name: sys.modules.get(name) for name in own}
-    sys.modules.update(own)
-    try:
-        names: dict[str, Any] = {"__name__": "emitted"}
+    names: dict[str, Any] = {"__name__": "emitted"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in own.items():
+            patch.setitem(sys.modules, name, module)
+            parent, _, leaf = name.rpartition(".")
+            if parent in sys.modules:  # an import looks there first
+                patch.setattr(sys.modules[parent], leaf, module, raising=False)
         exec(compile(source, "emitted.py", "exec"), names)
-    finally:
-        for name, module in before.items():
-            if module is None:
-                del sys.modules[name]
-            else:
-                sys.modules[name] = module
     return names

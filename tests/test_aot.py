@@ -39,13 +39,13 @@ SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
 def compiled() -> dict[tuple[str, str], Resources]:
     """By (case, target): all in one process."""
     jobs: dict[tuple[str, str], tuple[str | Emitted, str]] = {}
-    for name, case in CASES.items():
-        for target in ("sm_80", "sm_90"):
-            jobs[name, target] = emit(case.plan(), case.spec(target)), target
+    for number, (name, case) in enumerate(CASES.items()):
+        target = ("sm_80", "sm_90")[number % 2]
+        jobs[name, target] = emit(case.plan(), case.spec(target)), target
     for seed in RANDOM:
-        for target in ("sm_80", "sm_90"):
-            kernel = emit(random_plan(seed, odd=seed % 2 == 0)[1], Spec(16, 16, "float32", target))
-            jobs[f"random {seed}", target] = kernel, target
+        target = ("sm_90", "sm_80")[seed // 2 % 2]
+        kernel = emit(random_plan(seed, odd=seed % 2 == 0)[1], Spec(16, 16, "float32", target))
+        jobs[f"random {seed}", target] = kernel, target
     for name, case in LARGE.items():
         case = Case(**{**case.__dict__, "dtype": torch.bfloat16})
         for target in SHARED_BYTES:
@@ -57,12 +57,12 @@ def compiled() -> dict[tuple[str, str], Resources]:
 def gradients() -> dict[tuple[str, str], Resources]:
     """Backward modules by (case, target): all in one process."""
     jobs: dict[tuple[str, str], tuple[str | Emitted, str]] = {}
-    for name, case in CASES.items():
-        for target in ("sm_80", "sm_90"):
-            inputs = [n for n, (_, kind) in case.inputs.items() if kind == "float"]
-            for kernel in ("dq", "dkv"):
-                module = GradientEmission(kernel, case.plan(), case.spec(target), inputs)
-                jobs[f"{name} {kernel}", target] = module.emitted(), target
+    for number, (name, case) in enumerate(CASES.items()):
+        inputs = [n for n, (_, kind) in case.inputs.items() if kind == "float"]
+        for kernel in ("dq", "dkv"):
+            target = ("sm_90", "sm_80")[number % 2]
+            module = GradientEmission(kernel, case.plan(), case.spec(target), inputs)
+            jobs[f"{name} {kernel}", target] = module.emitted(), target
     for seed in RANDOM[::3]:
         for kernel in ("dq", "dkv"):
             plan = random_plan(seed, odd=True)[1]
@@ -136,11 +136,7 @@ def test_backward_tiles_fit_every_target(target: str, dim: int) -> None:
         for kernel in ("dq", "dkv"):
             queries, keys = spec.lanes(kernel)
             assert min(queries, keys) >= 16
-            if (target, dim, dtype) == ("gfx942", 256, "float32"):
-                with pytest.raises(CompileError, match="the gradients of tiles of 16 queries and"):
-                    spec.settings(queries, keys, kernel)
-            else:
-                assert spec.settings(queries, keys, kernel)[1] >= 1
+            assert spec.settings(queries, keys, kernel)[1] >= 1
 
 
 def test_every_kernel_compiles(compiled: dict[tuple[str, str], Resources]) -> None:

@@ -366,11 +366,7 @@ def check_workload(w: dict[str, Any]) -> None:
     assert "seconds" in forward["flex/default"] and forward["sdpa_cudnn"]["skipped"]
     assert forward["ours"]["seconds"] > 0 and "lse_error" in forward["ours"]["check"]
     assert w["plan"]["total"] > 0 and 0 < w["density"] <= 1
-    predicted = w["forward"]["predicted"]
-    if w["name"] == "decode-128k":
-        assert "fewer queries than keys" in predicted["skipped"]
-    else:
-        assert predicted["seconds"] > 0
+    assert w["forward"]["predicted"]["seconds"] > 0
 
 
 def test_a_tiny_run_and_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

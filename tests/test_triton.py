@@ -10,7 +10,7 @@ import torch
 from kernels import CASES, RANDOM, Case, dense_attention, random_plan
 
 import maskdsl
-from maskdsl import BindError, CompileError
+from maskdsl import BindError, CompileError, Tile
 from maskdsl.codegen import Spec
 from maskdsl.runtime.triton_backend import TritonForward
 
@@ -115,6 +115,45 @@ def test_segments_share_one_softmax(loads: str) -> None:
     assert lse is not None
     torch.testing.assert_close(out.double(), want, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(lse.double(), want_lse, atol=1e-5, rtol=1e-5)
+
+
+WIDE = {
+    "a_product": "keep causal(n) and (doc[q.n] - doc[k.n]) * k.n < 900",
+    "a_float": "keep causal(n) and float(doc[q.n] - doc[k.n]) * 0.5 < 30",
+    "a_sign": "keep causal(n) and -(doc[q.n] - doc[k.n]) * 3 + k.n > -300",
+    "a_score": "keep causal(n) score logit + (doc[q.n] - doc[k.n]) * 0.01",
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_sums_of_inputs_keep_their_brackets(name: str) -> None:
+    mask = maskdsl.parse(f"pattern p over (n) input doc[n]: int {WIDE[name]}").bind(n=48)
+    run = TritonForward(mask.plan(16, 16), Spec(16, 16, "float32"), 0.25)
+    q, k, v = (torch.randn(1, 1, 48, 16) for _ in range(3))
+    doc = torch.arange(48) // 8 * 36
+    out, _ = run(q, k, v, {"doc": doc})
+    want, _ = dense_attention(mask, q, k, v, 0.25, doc=doc)
+    torch.testing.assert_close(out.double(), want, atol=1e-5, rtol=1e-5)
+
+
+OUTSIDE = {
+    "powers": (31, "keep 2 ** k.n <= 2 ** q.n", Tile((16,))),
+    "overflow": (74, "keep k.n*k.n*k.n*k.n*k.n <= q.n*q.n*q.n*q.n*q.n", Tile((16,))),
+    "division": (60, "keep block(n, 4)", Tile((16,), (1,), (5,))),
+}
+
+
+@pytest.mark.parametrize("loads", LOADS)
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_lanes_outside_count_for_nothing(name: str, loads: str) -> None:
+    """Where arithmetic on their coordinates would wrap, or divide otherwise than inside."""
+    n, text, tile = OUTSIDE[name]
+    mask = maskdsl.parse(f"pattern p over (n) {text}").bind(n=n)
+    run = TritonForward(mask.plan(16, tile), Spec(16, 16, "float32", LOADS[loads]), 0.25)
+    q, k, v = (torch.randn(1, 1, n, 16) for _ in range(3))
+    out, _ = run(q, k, v, {})
+    want, _ = dense_attention(mask, q, k, v, 0.25)
+    torch.testing.assert_close(out.double(), want, atol=1e-5, rtol=1e-5)
 
 
 def test_one_key_head_for_all_on_three_axes() -> None:

@@ -103,6 +103,7 @@ def test_gradients(name: str, target: str) -> None:
     Run(case.plan(), case.spec(target), case.head_dim**-0.5).check(*case.tensors())
 
 
+UNSEEN = "over a(n) then b(m) keep a -> a: causal(n) keep b -> a: true"
 SEGMENTS = """pattern segments
 over image(h, w) then text(n)
 input slope[heads]: float
@@ -122,6 +123,15 @@ def test_gradients_across_segments(target: str) -> None:
     g = torch.Generator().manual_seed(3)
     inputs = {"slope": torch.rand(4, generator=g), "shift": torch.rand(21, generator=g)}
     Run(plan, Spec(16, 16, "float32", target)).check(*tensors(mask, batch=2), inputs)
+
+
+@pytest.mark.parametrize("text", ["over (n) keep q.n > 1000", UNSEEN])
+def test_keys_that_no_query_sees(text: str) -> None:
+    mask = maskdsl.parse(f"pattern p {text}").bind(
+        n=32, heads=2, kv_heads=1, **({"m": 16} if "(m)" in text else {})
+    )
+    plan = mask.plan((16, 16), (16, 16)) if "(m)" in text else mask.plan(16, 16)
+    Run(plan, Spec(16, 16, "float32")).check(*tensors(mask), {})
 
 
 def test_gradients_of_tiles_that_inputs_decide() -> None:

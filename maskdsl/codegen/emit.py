@@ -87,7 +87,7 @@ class Module:
 
     @cached_property
     def key(self) -> str:
-        """`name-shape-dtype-target-digest`: the digest covers all that the source depends on."""
+        """`name-shape-dtype-target-digest`: the digest is of the source."""
         program, spec = self.plan.program, self.spec
         shapes = (
             "+".join("x".join(map(str, s.shape)) for s in side)
@@ -97,16 +97,20 @@ class Module:
             f"v{spec.value_dim}" if spec.value_dim != spec.head_dim else ""
         )
         parts = [self.kernel, *dict.fromkeys(shapes), f"h{program.heads}", dims]
-        return "-".join([*(p[:60] for p in parts), spec.dtype, spec.target, digest(self.context)])
+        return "-".join([*(p[:60] for p in parts), spec.dtype, spec.target, digest(self.text)])
 
     @property
     def lanes(self) -> tuple[int, int]:
         """Of the largest tiles of queries and of keys."""
         return plan_lanes(self.plan)
 
-    def render(self) -> str:
+    @cached_property
+    def text(self) -> str:
         """The module's text, formatted."""
         return render(self.template, self.context)
+
+    def render(self) -> str:
+        return self.text
 
     def emitted(self) -> Emitted:
         return Emitted(self.render(), self.kernel, self.tables, self.key)

@@ -172,6 +172,7 @@ class Frame:
             "order_what": _order(self.walk.even),
             "home_what": self.home_what,
             "aways": aways,
+            "walks": any(x["loops"] for x in aways),
             "held": [self._placed(n, inside) for n in held],
             "stored": [self._placed(n, inside) for n in stored],
             "arguments": arguments,

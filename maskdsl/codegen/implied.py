@@ -11,6 +11,12 @@ from maskdsl.ir.integers import make
 from maskdsl.ir.nodes import Node, postorder
 from maskdsl.ir.rewrite import substitute
 from maskdsl.planner import Grid
+from maskdsl.planner.proofs import INT32
+
+_EXACT = (
+    "const", "coord", "linear", "mul", "min", "max", "abs", "le", "lt", "eq", "same", "and", "or",
+    "not", "select",
+)  # fmt: skip
 
 
 def outside_is_left_out(
@@ -19,8 +25,12 @@ def outside_is_left_out(
     """Whether `keep` is certainly false wherever a coordinate of `side` lies outside its extent, as
     far as tiles reach. own: extents of the other side's axes.
 
-    Tables and inputs are not looked at: outside their bounds they say nothing.
+    Answers False where a kernel's arithmetic on such coordinates may differ from that on ints
+    without end: past 32 bits, and in divisions, which are written for what lies inside. Tables and
+    inputs are not looked at: outside their bounds they say nothing.
     """
+    if any(n.op not in _EXACT and _reads(n, side) for n in postorder(keep)):
+        return False
     if any(n.op in ("load", "batch", "head", "symbol") for n in postorder(keep)):
         return False
     reach = []
@@ -44,12 +54,19 @@ def outside_is_left_out(
     return True
 
 
+def _reads(root: Node, side: str) -> bool:
+    return any(n.op == "coord" and n.value[0] == side for n in postorder(root))
+
+
 def _possible(keep: Node, ranges: Mapping[tuple[str, str], tuple[int, int]]) -> bool:
     """Whether `keep` may hold anywhere with coordinates in these ranges, extents or not."""
     coordinates = {
         n: make("coord", (), *ranges[n.value], n.value) for n in postorder(keep) if n.op == "coord"
     }
     there = substitute(keep, coordinates)
+    values = [substitute(n, coordinates) for n in postorder(keep) if n.type == "int"]
+    if any(max(abs(x.low), abs(x.high)) >= INT32 for x in values):
+        return True
     leaves = {
         key: lanes(np.array([low]), {key: (1, np.array([high - low + 1]))}, 1)
         for key, (low, high) in ranges.items()

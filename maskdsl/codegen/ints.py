@@ -101,7 +101,7 @@ def _rounded(p: Printer, key: Key) -> Text:
 
 OPS: dict[str, Callable[[Printer, Key], Text]] = {
     "linear": _linear,
-    "wide": lambda p, key: Text(plain(p, key)[0]),
+    "wide": lambda p, key: parts_of(p, key)[0],
     "mul": _mul,
     "floordiv": _divided("//", "floor_div"),
     "mod": _divided("%", "floor_mod"),

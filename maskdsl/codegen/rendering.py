@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
@@ -49,22 +48,9 @@ def _without_unused(kernel: str) -> str:
         kernel = shorter
 
 
-def digest(context: Mapping[str, Any]) -> str:
-    """Of all that a rendered text depends on: 16 hexadecimal digits."""
-    text = repr(_plain(context)) + _templates_text()
+def digest(text: str) -> str:
+    """16 hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    """The context as nested tuples of plain values, for its digest."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return tuple(_plain(getattr(value, f.name)) for f in fields)
-    if isinstance(value, Mapping):
-        return tuple((k, _plain(v)) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return tuple(_plain(v) for v in value)
-    return value
 
 
 def pack(items: Iterable[str], indent: int, outer: int = 0) -> str:
@@ -93,13 +79,3 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["pack"] = pack
     return environment
-
-
-@cache
-def _templates_text() -> str:
-    environment = _environment()
-    assert environment.loader is not None
-    sources = (
-        environment.loader.get_source(environment, n)[0] for n in environment.list_templates()
-    )
-    return "".join(sources)

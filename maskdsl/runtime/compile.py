@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from maskdsl.codegen import Emission, GradientEmission, OverlapEmission, Spec
+from maskdsl.codegen.emit import plan_lanes
 from maskdsl.errors import BindError, CompileError, nearest
 from maskdsl.language.binding import real, whole
 from maskdsl.pattern import Mask, Pattern
 from maskdsl.planner import Plan, Tile, TilesLike
-from maskdsl.planner.layout import Cost, work
+from maskdsl.planner.layout import PARTIAL_COST, Cost, work
 from maskdsl.runtime.boundary import DTYPES, Call, Shapes, check_call
 from maskdsl.runtime.reference import Reference
 from maskdsl.runtime.resources import Resources, resources, resources_many, together
@@ -177,8 +178,14 @@ class Kernel:
         return self.mask.plan(lanes=lanes, cost=self._layout_cost(dim))
 
     def _predicted(self, plan: Plan) -> float:
-        """Seconds of a forward call with these tiles, as the simulator says."""
-        device = device_for(self.target)
+        """Seconds of a forward call with these tiles, as the simulator says; the pairs of their
+        lanes, where it knows no such device.
+        """
+        try:
+            device = device_for(self.target)
+        except BindError:
+            lanes = math.prod(plan_lanes(plan))
+            return (plan.tiles.full + PARTIAL_COST * plan.tiles.partial) * lanes
         return simulate(plan, self.shapes.head_dim, dtype=self.shapes.dtype, device=device).time
 
     @property

@@ -72,7 +72,7 @@ class TritonForward(_Loaded):
         self.plan = plan
         self.spec = replace(spec, rising=scale > LEAST_SCALE)
         emission = FORWARD[template](plan, self.spec)
-        self._template = template
+        self.template = template
         super().__init__(emission, scale)
         self._merged = emission.merged
         self._programs = plan.q_tiles * plan.program.heads
@@ -104,7 +104,7 @@ class TritonForward(_Loaded):
         return out, lse if return_lse else None
 
     def _check(self, q: torch.Tensor) -> None:
-        if q.device.type == "cpu" and self._template == "overlap":
+        if q.device.type == "cpu" and self.template == "overlap":
             raise CompileError("the overlap template runs on a GPU alone: use the plain template")
         if q.device.type == "cpu" and not self._interpreted:
             raise CompileError(
