@@ -121,7 +121,7 @@ def test_values(name: str) -> None:
         check(case, found, truth(case, own, k, v, first, inputs))
 
 
-@pytest.mark.parametrize("splits", [2, 5, 64])
+@pytest.mark.parametrize("splits", [2, 5, pytest.param(64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["window", "mixture", "radial", "four_axes", *MORE])
 def test_keys_cut_into_parts(name: str, splits: int) -> None:
     """Even into more parts than there are tiles, of which some are empty."""
