@@ -5,14 +5,13 @@ interpreter against the definition in float64.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
-from kernel_truth import Problem, check_hidden, check_values
+from kernel_truth import HUGE, TOLERANCE, Problem, check_hidden, check_values
 
 from benchmarks.suite import load_workloads
-from maskdsl import MaskError
+from maskdsl import CompileError
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -44,10 +43,8 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
     )
 
 
-def named(name: str) -> Any:
-    refused = "kernels take as many queries as keys so far"
-    marks = [pytest.mark.xfail(raises=MaskError, reason=refused, strict=False)]
-    return pytest.param(name, marks=marks if SUITE[name].queries else [])
+TRAINED = [name for name, w in SUITE.items() if w.queries is None]
+DECODED = [name for name, w in SUITE.items() if w.queries is not None]
 
 
 def test_all_workloads_are_here() -> None:
@@ -55,16 +52,34 @@ def test_all_workloads_are_here() -> None:
     assert any(w.queries for w in SUITE.values())
 
 
-@pytest.mark.parametrize("name", [named(n) for n in SUITE])
+@pytest.mark.parametrize("name", TRAINED)
 def test_values_and_gradients(name: str) -> None:
     check_values(problem(name))
 
 
-@pytest.mark.parametrize("name", [named(n) for n in SUITE])
+@pytest.mark.parametrize("name", TRAINED)
 def test_values_and_gradients_in_float16(name: str) -> None:
     check_values(problem(name, torch.float16))
 
 
-@pytest.mark.parametrize("name", [named(n) for n in SUITE])
+@pytest.mark.parametrize("name", TRAINED)
 def test_what_may_not_be_seen_changes_nothing(name: str) -> None:
     check_hidden(problem(name, torch.float16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", DECODED)
+def test_decoding(name: str, dtype: torch.dtype) -> None:
+    """Forward: its gradients are refused. Hidden keys and values are huge, and change no bit."""
+    p = problem(name, dtype)
+    q, k, v = p.tensors.q, p.tensors.k.clone(), p.tensors.v.clone()
+    out, lse = p.kernel(q, k, v, return_lse=True)
+    for found, want in ((out, p.wanted["out"]), (lse, p.wanted["lse"])):
+        largest = max(float(want.abs().max()), 1.0)
+        assert float((found.double() - want).abs().max()) <= TOLERANCE[dtype] * largest
+    hidden = ~p.keep.view(p.batch, p.mask.kv_heads, -1, p.keep.shape[3]).any(2)
+    assert hidden.any()
+    k[hidden], v[hidden] = HUGE[dtype], HUGE[dtype]
+    assert torch.equal(p.kernel(q, k, v), out)
+    with pytest.raises(CompileError, match="gradients of fewer queries"):
+        p.kernel(q.requires_grad_(), k, v)
