@@ -14,8 +14,9 @@ from maskdsl.errors import (
 from maskdsl.integrations.flex import to_flex
 from maskdsl.pattern import Mask, Pattern, load, parse
 from maskdsl.planner import Plan, Tile, Vote
-from maskdsl.runtime.compile import Kernel, compile  # noqa: A004
+from maskdsl.runtime.compile import compile  # noqa: A004
 from maskdsl.runtime.input_tiles import input_tiles
+from maskdsl.runtime.kernel import Kernel
 from maskdsl.runtime.merge import merge
 from maskdsl.simulator import Prediction, simulate, sweep
 

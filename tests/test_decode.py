@@ -104,7 +104,7 @@ def places(keys: int) -> list[tuple[int, int]]:
 
 
 def attend(run: TritonDecode, call: Call, splits: int | None = None) -> Any:
-    out, lse = run(call, True, splits)
+    out, lse = run(call, splits)
     assert lse is not None and not out.isnan().any()
     return out, lse
 
@@ -183,7 +183,7 @@ def test_exactly_the_right_keys(name: str, splits: int) -> None:
     k2, v2 = k.clone(), v.clone()
     k2[b, kv, hidden] = 3e37
     v2[b, kv, hidden] = 3e37
-    again, _ = run(Call(own, k2, v2, inputs, i), False, splits)  # the other query may see some
+    again, _ = run(Call(own, k2, v2, inputs, i), splits)  # the other query may see some
     assert torch.equal(again[b, h, 0], out[b, h, 0])
 
 
@@ -223,9 +223,9 @@ def test_the_torch_backend_takes_a_few_queries_at_a_time(monkeypatch: pytest.Mon
     q, k, v, inputs = case.tensors()
     own = q[:, :, 10:50]
     run = TorchDecode(case.mask().program, 0.25)
-    whole, _ = run(Call(own, k, v, inputs, 10), False)
+    whole, _ = run(Call(own, k, v, inputs, 10))
     monkeypatch.setattr(torch_decode, "PAIRS", 7 * 75)
-    parts, _ = run(Call(own, k, v, inputs, 10), False)
+    parts, _ = run(Call(own, k, v, inputs, 10))
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-6)
 
 
@@ -234,7 +234,7 @@ def test_one_kernel_serves_every_position_and_one_size_of_tile_every_number() ->
     q, k, v, _ = case.tensors()
     run = decoder(case)
     for first, count in ((3, 1), (50, 1), (99, 2), (64, 7), (0, 30)):
-        run(Call(q[:, :, first : first + count], k, v, {}, first), False)
+        run(Call(q[:, :, first : first + count], k, v, {}, first))
     assert len(run._kernels) == 1
     assert run.kernel_for(1) is run.kernel_for(32)
     assert run.kernel_for(100).plan.q_tile.size == (64,)
@@ -250,7 +250,7 @@ def test_further_queries_share_a_tile_while_they_see_much_the_same() -> None:
         assert tuple(run.kernel_for(m).plan.q_tile.size[0] for m in (1, 60)) == sizes
         q = torch.zeros(1, 1, 1, 16, dtype=torch.float16)
         x = torch.zeros(1, 1, 1024, 16, dtype=torch.float16)
-        _, lse = run(Call(q, x, x, {}, 500), True)
+        _, lse = run(Call(q, x, x, {}, 500))
         assert lse is not None
         assert round(float(lse.exp())) == mask.dense(queries=1, q_offset=500).sum()
 
@@ -335,7 +335,7 @@ def test_an_empty_batch_and_expanded_tensors() -> None:
     case = CASES["causal"]
     q, k, v, _ = case.tensors()
     run = decoder(case)
-    out, lse = run(Call(q[:0, :, :3], k[:0], v[:0], {}, 5), True)
+    out, lse = run(Call(q[:0, :, :3], k[:0], v[:0], {}, 5))
     assert out.shape == (0, 4, 3, 16) and lse.shape == (0, 4, 3)
     k, v = k[:, :, :1].expand_as(k), v[:, :1].expand_as(v)
     own = q[:, :, 40:43]

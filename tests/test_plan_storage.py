@@ -148,7 +148,7 @@ def test_a_stored_plan_runs_in_the_torch_backend() -> None:
     q, k, v = (torch.randn(1, 2, 100, 16, generator=rng) for _ in range(3))
     call = Call(q, k, v, {})
     expected, found = (
-        TorchBackend(p, 0.25)(call, False)[0] for p in (plan, Plan.from_bytes(plan.to_bytes()))
+        TorchBackend(p, 0.25).forward(call)[0] for p in (plan, Plan.from_bytes(plan.to_bytes()))
     )
     assert torch.equal(found, expected)
 

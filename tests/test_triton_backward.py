@@ -16,7 +16,7 @@ from maskdsl.codegen import Spec
 from maskdsl.planner import Plan
 from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.reference import Reference
-from maskdsl.runtime.triton_autograd import TritonAttention
+from maskdsl.runtime.triton_attention import TritonAttention
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -44,11 +44,12 @@ class Run:
         do: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:  # fmt: skip
         """Of q, k, v and the float inputs."""
-        leaves, named = _leaves([q, k, v], inputs)
-        out, lse = self.attention(Call(*leaves[:3], named), True)
+        call = Call(q, k, v, dict(inputs))
+        out, lse = self.attention.forward(call)
         given, of_lse = self.of_results(q, v)
         given = given if do is None else do
-        found = torch.autograd.grad([out, lse], leaves, [given, of_lse], allow_unused=True)
+        floats = tuple(n for n, x in inputs.items() if x.is_floating_point())
+        found = self.attention.gradients(call, out, lse, given, of_lse, floats)
         return [x for x in found if x is not None]
 
     def dense(
@@ -57,7 +58,7 @@ class Run:
         """The same in float64 by the definition."""
         real = {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
         leaves, named = _leaves([q.double(), k.double(), v.double()], real)
-        out, lse = self.reference(Call(*leaves[:3], named))
+        out, lse = self.reference.forward(Call(*leaves[:3], named))
         lse = torch.where(lse == -torch.inf, 0, lse)
         do, of_lse = self.of_results(q, v)
         found = torch.autograd.grad(
@@ -317,9 +318,10 @@ def test_only_wanted_inputs_cost_anything() -> None:
     case = CASES["packed"]
     q, k, v, inputs = case.tensors()
     run = Run(case.plan(), case.spec())
-    out, _ = run.attention(Call(q.requires_grad_(), k, v, inputs), False)
-    out.sum().backward()
-    assert q.grad is not None
+    call = Call(q, k, v, inputs)
+    out, lse = run.attention.forward(call)
+    dq, *_ = run.attention.gradients(call, out, lse, out, lse, ())
+    assert dq is not None
     assert all("atomic" not in b.source for b in run.attention._kernels.values())
 
 
@@ -343,8 +345,8 @@ def test_sinks(name: str) -> None:
     inputs = {n: torch.rand(s, generator=g) for n, s in shapes.items()}
     q, k, v = tensors(mask, batch=2)
     run = Run(mask.plan(16, 16), Spec(16, 16, "float32"))
-    out, lse = run.attention(Call(q, k, v, inputs), True)
-    want, want_lse = run.reference(Call(q.double(), k.double(), v.double(), inputs))
+    out, lse = run.attention.forward(Call(q, k, v, inputs))
+    want, want_lse = run.reference.forward(Call(q.double(), k.double(), v.double(), inputs))
     torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(lse.double(), want_lse, rtol=1e-5, atol=1e-5)
     assert (out[:, :, :5] == 0).all()  # no key but the sink
@@ -357,10 +359,10 @@ def test_a_sink_of_minus_infinity_is_none() -> None:
     mask = bind("pattern p over (n) input x[heads]: float keep q.n > 4 sink x[head]", n=53, heads=2)
     run = Run(mask.plan(16, 16), Spec(16, 16, "float32"))
     q, k, v = tensors(mask)
-    out, lse = run.attention(Call(q, k, v, {"x": torch.full((2,), -torch.inf)}), True)
+    out, lse = run.attention.forward(Call(q, k, v, {"x": torch.full((2,), -torch.inf)}))
     mask = bind("pattern p over (n) keep q.n > 4", n=53, heads=2)
     bare = Run(mask.plan(16, 16), run.attention.spec)
-    want, want_lse = bare.attention(Call(q, k, v, {}), True)
+    want, want_lse = bare.attention.forward(Call(q, k, v, {}))
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(lse, want_lse)
 
@@ -404,10 +406,10 @@ def test_an_empty_batch() -> None:
 
 
 def test_gradients_of_gradients_are_refused() -> None:
-    case = CASES["causal_divisible"]
-    q, k, v, _ = case.tensors()
-    run = Run(case.plan(), case.spec())
-    out, _ = run.attention(Call(q.requires_grad_(), k, v, {}), False)
+    mask = bind("pattern p over (n) keep causal(n)", n=32)
+    kernel = maskdsl.compile(mask, 16, backend="triton", q_tile=16, kv_tile=16)
+    q, k, v = tensors(mask)
+    out = kernel(q.requires_grad_(), k, v)
     (dq,) = torch.autograd.grad(out.sum(), q, create_graph=True)
     with pytest.raises(CompileError, match="gradients of gradients"):
         dq.sum().backward()

@@ -41,7 +41,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def tuned_of(k: Kernel) -> Tuned:
-    tuned = k._run.forward
+    tuned = k._run.kernel
     assert isinstance(tuned, Tuned)
     return tuned
 

@@ -11,6 +11,7 @@ import torch
 
 from maskdsl.errors import BindError
 from maskdsl.ir.definition import check_input, check_range, match_inputs
+from maskdsl.ir.nodes import Array
 from maskdsl.ir.program import Program
 from maskdsl.language.binding import whole
 
@@ -81,23 +82,26 @@ def check_call(
     batch = q.shape[0]
     first = _first(program, want, q.shape[2], q_offset)
     queries = want.queries if first is None else q.shape[2]
-    shapes = {
-        "q": (q, want.heads, queries, want.head_dim),
-        "k": (k, want.kv_heads, want.keys, want.head_dim),
-        "v": (v, want.kv_heads, want.keys, want.value_dim),
-    }
-    for name, (x, heads, tokens, dim) in shapes.items():
-        facts = (
-            ("batch", x.shape[0], batch, "q's"),
-            ("heads", x.shape[1], heads, "the mask's"),
-            ("tokens", x.shape[2], tokens, "the mask's"),
-            ("head_dim", x.shape[3], dim, "the kernel's"),
-        )
-        for what, have, wanted, whose in facts:
-            if have != wanted:
-                shape = tuple(named[name].shape)
-                raise BindError(f"{name} has {what} {have}, {whose} is {wanted} (shape {shape})")
+    for name, x, shape in (
+        ("q", q, (batch, want.heads, queries, want.head_dim)),
+        ("k", k, (batch, want.kv_heads, want.keys, want.head_dim)),
+        ("v", v, (batch, want.kv_heads, want.keys, want.value_dim)),
+    ):
+        if x.shape != shape:
+            raise _misfit(name, x, shape, tuple(named[name].shape))
     return Call(q, k, v, check_inputs(program, batch, q.device, inputs), first)
+
+
+def _misfit(
+    name: str, x: torch.Tensor, wanted: tuple[int, ...], shape: tuple[int, ...]
+) -> BindError:
+    """The first extent that is not as wanted; shape: as the caller laid it out."""
+    whats = ("batch", "heads", "tokens", "head_dim")
+    whose = ("q's", "the mask's", "the mask's", "the kernel's")
+    at = next(i for i, (n, w) in enumerate(zip(x.shape, wanted, strict=True)) if n != w)
+    return BindError(
+        f"{name} has {whats[at]} {x.shape[at]}, {whose[at]} is {wanted[at]} (shape {shape})"
+    )
 
 
 def _first(program: Program, want: Shapes, count: int, q_offset: Any) -> int | None:
@@ -120,17 +124,7 @@ def check_inputs(
     found = {}
     for array, x in match_inputs(program.inputs, given):
         name = array.name
-        if isinstance(x, np.ndarray):
-            check_input(array, x.shape, x.dtype.kind, str(x.dtype))
-            check_range(array, x)
-            plain = {"b": np.bool_, "f": np.float64}.get(x.dtype.kind, np.int64)
-            if x.dtype in (np.float16, np.float32, np.int32):
-                plain = x.dtype.newbyteorder("=").type
-            x = torch.from_numpy(np.ascontiguousarray(x, dtype=plain)).to(device)
-        if not isinstance(x, torch.Tensor):
-            raise BindError(
-                f"the input '{name}' must be a tensor or an array, not {type(x).__name__}"
-            )
+        x = tensor_of(array, x, device)
         if x.device != device:
             raise BindError(f"the input '{name}' is on {x.device}, q on {device}")
         if x.dtype == torch.uint64 and bool((x.view(torch.int64) < 0).any()):
@@ -144,3 +138,19 @@ def check_inputs(
                 )
         found[name] = x
     return found
+
+
+def tensor_of(array: Array, x: Any, device: torch.device) -> torch.Tensor:
+    """An input as a tensor; what numpy holds is copied to the device. Raises BindError."""
+    if isinstance(x, np.ndarray):
+        check_input(array, x.shape, x.dtype.kind, str(x.dtype))
+        check_range(array, x)
+        plain = {"b": np.bool_, "f": np.float64}.get(x.dtype.kind, np.int64)
+        if x.dtype in (np.float16, np.float32, np.int32):
+            plain = x.dtype.newbyteorder("=").type
+        return torch.from_numpy(np.ascontiguousarray(x, dtype=plain)).to(device)
+    if not isinstance(x, torch.Tensor):
+        raise BindError(
+            f"the input '{array.name}' must be a tensor or an array, not {type(x).__name__}"
+        )
+    return x

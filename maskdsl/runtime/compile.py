@@ -4,37 +4,19 @@ function.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import cached_property
-from typing import Any
-
 import torch
 
-from maskdsl.codegen import Emission, GradientEmission, OverlapEmission, Spec
-from maskdsl.codegen.emit import plan_lanes
 from maskdsl.errors import BindError, CompileError, nearest
 from maskdsl.language.binding import real, whole
 from maskdsl.pattern import Mask, Pattern
-from maskdsl.planner import Plan, Tile, TilesLike
-from maskdsl.planner.layout import PARTIAL_COST, Cost, work
-from maskdsl.runtime.boundary import DTYPES, Call, Shapes, check_call
-from maskdsl.runtime.reference import Reference
-from maskdsl.runtime.resources import Resources, resources, resources_many, together
-from maskdsl.runtime.torch_backend import TorchBackend
-from maskdsl.runtime.torch_decode import TorchDecode
-from maskdsl.runtime.torch_layout import torch_plan
-from maskdsl.runtime.triton_autograd import TritonAttention
-from maskdsl.runtime.triton_backend import FORWARD, LEAST_SCALE
-from maskdsl.runtime.triton_decode import TritonDecode
-from maskdsl.runtime.tuning import Tuned
-from maskdsl.simulator import simulate
-from maskdsl.simulator.devices import device_for, dtype_name
-from maskdsl.simulator.layout import layout_cost
+from maskdsl.planner import TilesLike
+from maskdsl.runtime.boundary import DTYPES
+from maskdsl.runtime.kernel import Kernel
+from maskdsl.runtime.planned import Choices
+from maskdsl.runtime.triton_backend import FORWARD
 
 BACKENDS = ("auto", "triton", "torch", "reference")
 LAYOUTS = ("bhnd", "bnhd")
-DIRECTIONS = ("forward", "backward")
 
 
 def compile(  # noqa: A001 (the public name)
@@ -70,7 +52,7 @@ def compile(  # noqa: A001 (the public name)
         mask = mask.bind()
     if not isinstance(mask, Mask):
         raise BindError(f"compile takes a mask, not {type(mask).__name__}")
-    program = mask.closed()
+    mask.closed()
     if backend not in BACKENDS:
         hint = nearest(str(backend), BACKENDS)
         raise BindError(f"backend is one of {', '.join(BACKENDS)}, not {backend!r}{hint}")
@@ -83,10 +65,6 @@ def compile(  # noqa: A001 (the public name)
     head_dim = whole("head_dim", head_dim, least=1)
     value_dim = head_dim if value_dim is None else whole("value_dim", value_dim, least=1)
     scale = head_dim**-0.5 if scale is None else real("scale", scale)
-    _, queries, keys = mask.shape
-    shapes = Shapes(
-        program.heads, program.kv_heads, queries, keys, head_dim, value_dim, dtype, layout
-    )
     if backend == "auto":
         on_gpu = torch.cuda.is_available() and dtype != torch.float64
         backend = "triton" if on_gpu else "torch"
@@ -96,206 +74,11 @@ def compile(  # noqa: A001 (the public name)
         raise CompileError(f"the {template} template is for the triton backend, not {backend}")
     if precision != "ieee" and backend != "triton":
         raise BindError(f"precision is for triton kernels, and the backend is {backend}")
-    return Kernel(mask, shapes, backend, target, scale, q_tile, kv_tile, tune, template, precision)
-
-
-class Kernel:
-    """What `compile` gives: attention under one mask.
-
-    plan: the tiles it visits. backend: "triton", "torch" or "reference". key: what its emitted
-    source is cached under.
-    """
-
-    def __init__(
-        self, mask: Mask, shapes: Shapes, backend: str, target: str | None, scale: float,
-        q_tile: TilesLike | None, kv_tile: TilesLike | None, tune: bool = False,
-        template: str = "plain", precision: str = "ieee",
-    ) -> None:  # fmt: skip
-        self.mask = mask
-        self.tune = tune
-        self.shapes = shapes
-        self.backend = backend
-        self.target = target or _target_at_hand()
-        self.scale = scale
-        self.template = template
-        self.precision = precision
-        self._tiles = q_tile, kv_tile
-        self._plans: dict[str, Plan] = {}
-        self._run = self._backend()
-
-    @cached_property
-    def _spec(self) -> Spec:
-        s = self.shapes
-        rising = self.scale > LEAST_SCALE
-        return Spec(
-            s.head_dim, s.value_dim, DTYPES[s.dtype], self.target, rising, precision=self.precision
-        )
-
-    @cached_property
-    def _emission(self) -> Emission | OverlapEmission:
-        """What a GPU would run, also for the other backends."""
-        return FORWARD[self.template](self.plan, self._spec)
-
-    @cached_property
-    def plan(self) -> Plan:
-        """The tiles to visit: those asked for, or the backend's default ones."""
-        q_tile, kv_tile = self._tiles
-        if self.backend == "triton":
-            dim = max(self.shapes.head_dim, self.shapes.value_dim)
-            cost = self._layout_cost(dim)
-            return self.mask.plan(q_tile, kv_tile, target=self.target, head_dim=dim, cost=cost)
-        if self.backend == "torch" and q_tile is None and kv_tile is None:
-            return torch_plan(self.mask)
-        return self.mask.plan(q_tile, kv_tile)
-
-    def plan_of(self, direction: str) -> Plan:
-        """The tiles that a kernel visits: `plan` for "forward"; for "dq" and "dkv" its tiles halved
-        until they fit the gradients' kernels.
-        """
-        plan = self.plan
-        if direction == "forward":
-            return plan
-        most = self._spec.lanes(direction)
-        grids = (plan.q_grids, plan.kv_grids)
-        tiles = [tuple(smaller(g.tile, n) for g in own) for own, n in zip(grids, most, strict=True)]
-        if tiles == [tuple(g.tile for g in own) for own in grids]:
-            return plan
-        if direction not in self._plans:
-            several = plan.program.segmented
-            self._plans[direction] = self.mask.plan(*(t if several else t[0] for t in tiles))
-        return self._plans[direction]
-
-    def _layout_cost(self, dim: int) -> Cost:
-        """What the simulator says of tiles; their work, where it knows no such device."""
-        try:
-            device = device_for(self.target)
-        except BindError:
-            return work
-        return layout_cost(device, dim, dtype_name(self.shapes.dtype))
-
-    def _plan_with(self, lanes: tuple[int, int]) -> Plan:
-        dim = max(self.shapes.head_dim, self.shapes.value_dim)
-        return self.mask.plan(lanes=lanes, cost=self._layout_cost(dim))
-
-    def _predicted(self, plan: Plan) -> float:
-        """Seconds of a forward call with these tiles, as the simulator says; the pairs of their
-        lanes, where it knows no such device.
-        """
-        try:
-            device = device_for(self.target)
-        except BindError:
-            lanes = math.prod(plan_lanes(plan))
-            return (plan.tiles.full + PARTIAL_COST * plan.tiles.partial) * lanes
-        return simulate(plan, self.shapes.head_dim, dtype=self.shapes.dtype, device=device).time
-
-    @property
-    def source(self) -> str:
-        """The emitted Triton module. Raises CompileError where the plan is beyond kernels."""
-        return self._emission.render()
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """The emitted Triton modules: "forward", and of the gradients "dq" and "dkv". Raises
-        CompileError as `source` does.
-        """
-        gradients = (GradientEmission(n, self.plan_of(n), self._spec) for n in ("dq", "dkv"))
-        return {"forward": self.source} | {e.direction: e.render() for e in gradients}
-
-    @property
-    def key(self) -> str:
-        """A readable name and a digest of everything the emitted source depends on."""
-        return self._emission.key
-
-    def resources(self, target: str | None = None, direction: str = "forward") -> Resources:
-        """Registers, spills, shared memory and instructions, compiled ahead of time without a GPU.
-
-        direction: "forward", or "backward": the most that one of its kernels takes, and the
-        instructions of all. Raises CompileError.
-        """
-        if direction not in DIRECTIONS:
-            known = ", ".join(DIRECTIONS)
-            raise CompileError(f"there is no kernel for the direction '{direction}' ({known})")
-        if direction == "forward":
-            return resources(self.source, target or self.target)
-        gradients = [s for name, s in self.sources.items() if name != "forward"]
-        return together(resources_many([(s, target or self.target) for s in gradients]))
-
-    def _backend(self) -> Callable[[Call, bool], tuple[torch.Tensor, torch.Tensor | None]]:
-        program = self.mask.program
-        if self.backend == "reference":
-            reference = Reference(program, self.scale)
-            return lambda call, _: reference(call)
-        if self.backend == "torch":
-            return TorchBackend(self.plan, self.scale)
-        attention = TritonAttention(self.plan, self.plan_of, self._spec, self.scale, self.template)
-        if self.tune:
-            free = self._tiles == (None, None) and not program.segmented
-            plan_with = self._plan_with if free else None
-            attention.forward = Tuned(attention.rule, plan_with, self._predicted)
-        return attention
-
-    def __call__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        /,
-        *,
-        return_lse: bool = False,
-        q_offset: int | None = None,
-        **inputs: Any,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Attention of q over k and v, (batch, heads, tokens, head_dim) or the layout it was
-        compiled for.
-
-        k and v have kv_heads heads. inputs: tensors (or arrays) by name. With return_lse also the
-        natural log-sum-exp, float32 (batch, heads, queries).
-
-        q_offset: where a shared space has fewer queries than keys (decoding), query i stands at
-        position `keys - queries + i`, or `q_offset + i`. Raises BindError where arguments do not
-        fit, EvalError where inputs make an expression fail.
-        """
-        call = check_call(self.mask.program, self.shapes, q, k, v, inputs, q_offset)
-        out, lse = self._launch(call, return_lse)
-        if self.shapes.layout == "bnhd":
-            out = out.transpose(1, 2)
-        return (out, lse) if return_lse else out
-
-    def _launch(self, call: Call, return_lse: bool) -> Any:
-        if call.first is None or self.backend == "reference":
-            return self._run(call, return_lse)
-        tensors = (call.q, call.k, call.v, *call.inputs.values())
-        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-            raise CompileError(
-                f"gradients of fewer queries than keys are not supported by the "
-                f"{self.backend} backend yet: use backend='reference', or torch.no_grad()"
-            )
-        return self._decode(call, return_lse)
-
-    @cached_property
-    def _decode(self) -> TorchDecode | TritonDecode:
-        """Calls with fewer queries than keys."""
-        if isinstance(self._run, TritonAttention):
-            return TritonDecode(self.mask, self._run.rule)
-        return TorchDecode(self.mask.program, self.scale)
-
-    def __repr__(self) -> str:
-        return f"<kernel of {self.mask!r} ({self.backend})>"
-
-
-def smaller(tile: Tile, lanes: int) -> Tile:
-    """The tile, halved along its longest axes until it has at most so many lanes. Axes whose tiles
-    leave lanes empty keep their size.
-    """
-    size, pitch = list(tile.size), list(tile.pitch)
-    while math.prod(size) > lanes:
-        axes = [i for i, (n, p) in enumerate(zip(size, pitch, strict=True)) if n == p > 1]
-        if not axes:
-            break
-        longest = max(axes, key=lambda i: size[i])
-        size[longest] //= 2
-        pitch[longest] //= 2
-    return Tile(tuple(size), tile.step, tile.origin, tuple(pitch), tile.wrap)
+    choices = Choices(
+        head_dim, value_dim, dtype, backend, target or _target_at_hand(), scale, layout,
+        q_tile, kv_tile, tune, template, precision,
+    )  # fmt: skip
+    return Kernel(mask, choices)
 
 
 def _target_at_hand() -> str:

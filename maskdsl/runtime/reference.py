@@ -34,7 +34,7 @@ class Reference:
             raise BindError(f"{queries} x {keys} pairs are too many for the reference backend")
         self.per_head, self.per_batch = varies(program)
 
-    def __call__(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         """(out, lse): (batch, heads, queries, value_dim) in q's dtype, (batch, heads, queries) in
         float32 or float64.
         """
@@ -63,6 +63,20 @@ class Reference:
         out = torch.stack(outs) if outs else q.new_empty((0, q.shape[2], v.shape[3]))
         lse = torch.stack(lses) if lses else q.new_empty((0, q.shape[2]), dtype=compute)
         return out.view(batch, heads, *out.shape[1:]), lse.view(batch, heads, q.shape[2])
+
+    def gradients(
+        self, call: Call, out: torch.Tensor, lse: torch.Tensor, do: torch.Tensor,
+        grad_lse: torch.Tensor, wanted: tuple[str, ...],
+    ) -> list[torch.Tensor | None]:  # fmt: skip
+        """Of q, k, v and of each input, by autograd over the same once more."""
+        with torch.enable_grad():
+            q, k, v = (x.detach().requires_grad_() for x in (call.q, call.k, call.v))
+            inputs = {n: x.detach().requires_grad_(n in wanted) for n, x in call.inputs.items()}
+            results = self.forward(Call(q, k, v, inputs, call.first))
+            leaves = [q, k, v, *(x for x in inputs.values() if x.requires_grad)]
+            found = torch.autograd.grad(results, leaves, (do, grad_lse), allow_unused=True)
+        own = dict(zip((n for n, x in inputs.items() if x.requires_grad), found[3:], strict=True))
+        return [*found[:3], *(own.get(n) for n in inputs)]
 
     def _score(
         self, s: torch.Tensor, h: int, b: int, first: int, inputs: dict[str, torch.Tensor]

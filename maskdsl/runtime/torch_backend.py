@@ -24,7 +24,6 @@ from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.failures import raise_at_call
 from maskdsl.runtime.groups import OPEN_SHAPE, Group, Grouping
 from maskdsl.runtime.input_tiles import InputTiles, Visits
-from maskdsl.runtime.torch_autograd import Attention
 from maskdsl.runtime.torch_backward import Given, Gradients, KeySums, add_gradients
 from maskdsl.runtime.torch_forward import attend
 from maskdsl.runtime.torch_masks import Masks
@@ -62,23 +61,11 @@ class TorchBackend:
             for lines in self._planned
         )
 
-    def __call__(self, call: Call, return_lse: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(out, lse or None): (batch, heads, queries, value_dim) in q's dtype; (batch, heads,
-        queries) in float32 (float64 for float64).
+    def forward(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
+        """(out, lse): (batch, heads, queries, value_dim) in q's dtype; (batch, heads, queries) in
+        float32 (float64 for float64).
         """
         raise_at_call(self.program, call)
-        tensors = (call.q, call.k, call.v, *call.inputs.values())
-        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-            out, lse = Attention.apply(  # type: ignore[no-untyped-call]
-                self, tuple(call.inputs), *tensors
-            )
-            return out, lse if return_lse else None
-        with torch.no_grad():
-            out, lse = self.forward(call)
-        return out, lse if return_lse else None
-
-    def forward(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
-        """(out, lse)"""
         batch, heads, queries, _ = call.q.shape
         out = self._blank((batch, heads, queries, call.v.shape[3]), call.q)
         lse = call.q.new_full((batch, heads, queries), -math.inf, dtype=_compute(call))

@@ -31,8 +31,8 @@ class TorchDecode:
         self.program, self.scale = program, scale
         self.per_head, self.per_batch = varies(program)
 
-    def __call__(self, call: Call, return_lse: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(out, lse or None), as TorchBackend gives them, for a call that says where its queries
+    def __call__(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
+        """(out, lse), as TorchBackend gives them, for a call that says where its queries
         stand. Raises EvalError.
         """
         raise_at_call(self.program, call)
@@ -55,7 +55,7 @@ class TorchDecode:
                             masks = {key: dense(self.program, h, b, *at, host)}
                         o, l = self._attend(call, b, h, rows, masks[key], compute)
                         out[b, h, rows], lse[b, h, rows] = o.to(out.dtype), l
-        return out, lse if return_lse else None
+        return out, lse
 
     def _attend(
         self, call: Call, b: int, h: int, rows: slice, keep: np.ndarray, compute: torch.dtype

@@ -169,11 +169,15 @@ def described(x: torch.Tensor, merged: bool) -> bool:
     of a token side by side; merged: with batch and heads as one axis.
     """
     batch, heads, _, dim = x.shape
-    outer = x.stride()[:3]
-    aligned = all(s > 0 and s * x.element_size() % 16 == 0 for s in outer)
-    together = not merged or batch == 1 or x.stride(0) == heads * x.stride(1)
-    beside = x.stride(3) == 1 or dim == 1
-    return aligned and together and beside and x.data_ptr() % 16 == 0
+    per_batch, per_head, per_token, per_element = x.stride()
+    unit = 16 // x.element_size()
+    return (
+        (per_element == 1 or dim == 1)
+        and x.data_ptr() % 16 == 0
+        and not (per_batch % unit or per_head % unit or per_token % unit)
+        and min(per_batch, per_head, per_token) > 0
+        and (not merged or batch == 1 or per_batch == heads * per_head)
+    )
 
 
 def signed(inputs: Inputs) -> dict[str, torch.Tensor]:

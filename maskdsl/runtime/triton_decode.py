@@ -80,15 +80,14 @@ class TritonDecode:
         return self.mask.plan(*(t if several else t[0] for t in (tiles, key_tiles)))
 
     def __call__(
-        self, call: Call, return_lse: bool, splits: int | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(out, lse or None) for a checked call that says where its queries stand.
+        self, call: Call, splits: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(out, lse) for a checked call that says where its queries stand.
 
         splits: into how many parts the keys are cut; by default the rule's.
         """
         self.forward._check(call.q)
-        out, lse = self.kernel_for(call.q.shape[2])(call, splits)
-        return out, lse if return_lse else None
+        return self.kernel_for(call.q.shape[2])(call, splits)
 
 
 class DecodeKernel(_Loaded):

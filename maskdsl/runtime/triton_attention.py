@@ -1,14 +1,12 @@
-"""The Triton backend as a differentiable function of q, k, v and the float inputs."""
+"""The Triton backend: attention under one plan, and its gradients, by emitted kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from maskdsl.codegen import Spec
-from maskdsl.errors import CompileError
 from maskdsl.planner import Plan
 from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.sink_gradients import sink_gradients
@@ -30,7 +28,7 @@ class TritonAttention:
     ) -> None:  # fmt: skip
         self.spec, self.scale = spec, scale
         self.rule = TritonForward(plan, spec, scale, template)
-        self.forward: TritonForward | Tuned = self.rule
+        self.kernel: TritonForward | Tuned = self.rule
         self._program = plan.program
         self._plan_of = plan_of
         self._kernels: dict[tuple[str, tuple[str, ...]], TritonGradient] = {}
@@ -66,54 +64,8 @@ class TritonAttention:
         )
         return [dq, dk, dv, *own]
 
-    def __call__(self, call: Call, return_lse: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(out, lse or None): see TritonForward."""
-        out, lse = _Attention.apply(  # type: ignore[no-untyped-call]
-            self, tuple(call.inputs), call.q, call.k, call.v, *call.inputs.values()
-        )
-        return out, lse if return_lse else None
-
-
-class _Attention(torch.autograd.Function):
-    """Saves q, k, v, out, lse and the inputs, nothing of the size of the mask."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, run: TritonAttention, names: tuple[str, ...],
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *inputs: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-        out, lse = run.forward(q, k, v, dict(zip(names, inputs, strict=True)), return_lse=True)
-        ctx.run, ctx.names = run, names
-        ctx.save_for_backward(q, k, v, out, lse, *inputs)
+    def forward(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
+        """(out, lse): see TritonForward."""
+        out, lse = self.kernel(call.q, call.k, call.v, call.inputs, return_lse=True)
+        assert lse is not None
         return out, lse
-
-    @staticmethod
-    def backward(ctx: Any, do: torch.Tensor, grad_lse: torch.Tensor) -> Any:
-        wanted = ctx.needs_input_grad[2:]
-        found = _Gradients.apply(  # type: ignore[no-untyped-call]
-            ctx.run, ctx.names, wanted, do, grad_lse, *ctx.saved_tensors
-        )
-        return None, None, *found
-
-
-class _Gradients(torch.autograd.Function):
-    """The gradients themselves, as a function that cannot be differentiated."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, run: TritonAttention, names: tuple[str, ...], wanted: tuple[bool, ...],
-        do: torch.Tensor, grad_lse: torch.Tensor,
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
-        *inputs: torch.Tensor,
-    ) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
-        call = Call(q, k, v, dict(zip(names, inputs, strict=True)))
-        of_inputs = tuple(n for n, w in zip(names, wanted[3:], strict=True) if w)
-        found = run.gradients(call, out, lse, do, grad_lse, of_inputs)
-        return tuple(x if w else None for x, w in zip(found, wanted, strict=True))
-
-    @staticmethod
-    def backward(ctx: Any, *_: torch.Tensor) -> Any:
-        raise CompileError(
-            "gradients of gradients are not supported by the triton backend: "
-            "use backend='reference'"
-        )
