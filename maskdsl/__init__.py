@@ -18,6 +18,7 @@ from maskdsl.runtime.compile import compile  # noqa: A004
 from maskdsl.runtime.input_tiles import input_tiles
 from maskdsl.runtime.kernel import Kernel
 from maskdsl.runtime.merge import merge
+from maskdsl.runtime.module import MaskAttention
 from maskdsl.simulator import Prediction, simulate, sweep
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "EvalError",
     "Kernel",
     "Mask",
+    "MaskAttention",
     "MaskError",
     "ParseError",
     "Pattern",

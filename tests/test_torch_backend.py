@@ -268,3 +268,16 @@ def test_choices_between_float_constants_are_binary64() -> None:
     q, k, v = torch.zeros(1, 1, 8, 4), torch.zeros(1, 1, 8, 4), torch.eye(8)[None, None]
     out = maskdsl.compile(mask, 4, value_dim=8)(q, k, v, x=x)
     assert np.array_equal(out[0, 0].numpy() > 0, mask.dense(x=x))
+
+
+@pytest.mark.parametrize("tokens", [4, 37, 70])
+def test_tables_end_where_the_extents_do(tokens: int) -> None:
+    pattern = maskdsl.parse("pattern p(seen: bool[n]) over (n) keep seen[k.n] and not seen[q.n]")
+    seen = np.arange(tokens) % 3 > 0
+    seen[-1] = True
+    mask = pattern.bind(n=tokens, seen=seen)
+    kernel = maskdsl.compile(mask, 4, backend="torch")
+    q, v = torch.zeros(1, 1, tokens, 4), torch.arange(tokens * 4.0).view(1, 1, tokens, 4)
+    kept = torch.from_numpy(mask.dense()).float()
+    want = kept @ v / kept.sum(-1, keepdim=True).clamp(min=1)
+    torch.testing.assert_close(kernel(q, q, v), want)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from maskdsl.errors import BindError
+from maskdsl.errors import BindError, CompileError
 from maskdsl.ir.definition import match_inputs
 from maskdsl.ir.differentiate import variables
 from maskdsl.ir.nodes import Array
 from maskdsl.ir.program import Program
 from maskdsl.language.binding import whole
+from maskdsl.pattern import Mask
 from maskdsl.runtime.boundary import tensor_of
+from maskdsl.runtime.choices import Choices
 from maskdsl.runtime.op import attention, register
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+Tensors = Sequence[torch.Tensor]
 
 
 class Attention:
     """A kernel as it is called. handle: what the operator knows it by."""
 
-    def __init__(self, program: Program, handle: str) -> None:
+    def __init__(self, mask: Mask, choices: Choices, handle: str) -> None:
+        program = mask.program
+        self.mask, self.choices = mask, choices
         self._inputs = program.inputs
+        self._shared = program.shared
         self._able = _differentiable(program)
         self.handle = handle
         self.batch_dims = tuple(_batch_dim(a) for a in program.inputs)
@@ -48,14 +57,82 @@ class Attention:
         dtype the kernel was compiled for. Raises BindError where arguments do not
         fit, EvalError where inputs make an expression fail.
         """
-        for name, x in (("q", q), ("k", k), ("v", v)):
-            if not isinstance(x, torch.Tensor):
-                raise BindError(f"{name} must be a tensor, not {type(x).__name__}")
-        given = [tensor_of(a, x, q.device) for a, x in match_inputs(self._inputs, inputs)]
-        if q_offset is not None and not isinstance(q_offset, torch.SymInt):
-            q_offset = whole("q_offset", q_offset, least=0)
-        out, lse = attention(q, k, v, given, self.handle, q_offset)
-        return (out, lse) if return_lse else out
+        return attend(self._inputs, self.handle, q, k, v, inputs, return_lse, q_offset)
+
+    @property
+    def backend(self) -> str:
+        return self.choices.backend
+
+    @property
+    def target(self) -> str:
+        return self.choices.target
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.choices.dtype
+
+    @property
+    def composite(self) -> bool:
+        return self.backend == "reference"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.mask, self.choices)
+
+    def __deepcopy__(self, memo: Any) -> Attention:
+        return self  # nothing of it changes
+
+    def differentiable(self, q: torch.Tensor, k: torch.Tensor, inputs: Tensors) -> Sequence[bool]:
+        """Which inputs may have a gradient. Raises CompileError where this call has none."""
+        axis = 2 if self.choices.layout == "bhnd" else 1
+        few = self._shared and q.ndim == k.ndim == 4 and q.shape[axis] != k.shape[axis]
+        if few and self.backend != "reference":
+            raise CompileError(
+                f"gradients of fewer queries than keys are not supported by the "
+                f"{self.backend} backend yet: use backend='reference', or torch.no_grad()"
+            )
+        return self._able
+
+    def empty(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Pair:
+        """(out, lse) as `forward` lays them, with anything in them."""
+        q, v = self._turned(q), self._turned(v)
+        shape = q.shape[:3]
+        order = [0, 1, 2]
+        if self.backend == "triton" and q.stride(1) < q.stride(2):
+            order = [0, 2, 1]
+        out = q.new_empty([*(shape[i] for i in order), v.shape[3]])
+        out = out.permute(*(order.index(i) for i in range(3)), 3)
+        compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+        return self._turned(out), q.new_empty(shape, dtype=compute)
+
+    def empty_gradients(
+        self, named: Tensors, inputs: Tensors, wanted: Sequence[bool]
+    ) -> list[torch.Tensor]:
+        """As `gradients` lays them, with anything in them."""
+        found = [torch.empty_like(x) for x in named]
+        if self.backend == "torch":
+            q = self._turned(named[0])
+            found[0] = self._turned(q.new_empty(q.shape))
+        found += [x.new_empty(x.shape) for x in inputs]
+        return [x for x, w in zip(found, wanted, strict=True) if w]
+
+    def _turned(self, x: torch.Tensor) -> torch.Tensor:
+        """From the layout asked for to (batch, heads, tokens, dim), and back."""
+        return x.transpose(1, 2) if self.choices.layout == "bnhd" else x
+
+
+def attend(
+    arrays: tuple[Array, ...], handle: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+    inputs: Mapping[str, Any], return_lse: bool, q_offset: int | None,
+) -> torch.Tensor | Pair:  # fmt: skip
+    """A call of the kernel that the operator knows by `handle`; arrays: its inputs."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, torch.Tensor):
+            raise BindError(f"{name} must be a tensor, not {type(x).__name__}")
+    given = [tensor_of(a, x, q.device) for a, x in match_inputs(arrays, inputs)]
+    if q_offset is not None and not isinstance(q_offset, torch.SymInt):
+        q_offset = whole("q_offset", q_offset, least=0)
+    out, lse = attention(q, k, v, given, handle, q_offset)
+    return (out, lse) if return_lse else out
 
 
 def _batch_dim(array: Array) -> int | None:

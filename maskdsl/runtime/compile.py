@@ -11,8 +11,9 @@ from maskdsl.language.binding import real, whole
 from maskdsl.pattern import Mask, Pattern
 from maskdsl.planner import TilesLike
 from maskdsl.runtime.boundary import DTYPES
+from maskdsl.runtime.choices import Choices
 from maskdsl.runtime.kernel import Kernel
-from maskdsl.runtime.planned import Choices
+from maskdsl.runtime.open_kernel import OpenKernel
 from maskdsl.runtime.triton_backend import FORWARD
 
 BACKENDS = ("auto", "triton", "torch", "reference")
@@ -52,7 +53,6 @@ def compile(  # noqa: A001 (the public name)
         mask = mask.bind()
     if not isinstance(mask, Mask):
         raise BindError(f"compile takes a mask, not {type(mask).__name__}")
-    mask.closed()
     if backend not in BACKENDS:
         hint = nearest(str(backend), BACKENDS)
         raise BindError(f"backend is one of {', '.join(BACKENDS)}, not {backend!r}{hint}")
@@ -78,7 +78,7 @@ def compile(  # noqa: A001 (the public name)
         head_dim, value_dim, dtype, backend, target or _target_at_hand(), scale, layout,
         q_tile, kv_tile, tune, template, precision,
     )  # fmt: skip
-    return Kernel(mask, choices)
+    return OpenKernel(mask, choices) if mask.open else Kernel(mask, choices)
 
 
 def _target_at_hand() -> str:

@@ -11,21 +11,18 @@ from typing import Protocol
 
 import torch
 
-from maskdsl.errors import CompileError
 from maskdsl.ir.storage import Writer
 from maskdsl.pattern import Mask
 from maskdsl.runtime.boundary import Call, Shapes, check_call
-from maskdsl.runtime.call import Attention
-from maskdsl.runtime.planned import Choices, Planned
+from maskdsl.runtime.call import Attention, Pair, Tensors
+from maskdsl.runtime.choices import Choices
+from maskdsl.runtime.planned import Planned
 from maskdsl.runtime.reference import Reference
 from maskdsl.runtime.torch_backend import TorchBackend
 from maskdsl.runtime.torch_decode import TorchDecode
 from maskdsl.runtime.triton_attention import TritonAttention
 from maskdsl.runtime.triton_decode import TritonDecode
 from maskdsl.runtime.tuning import Tuned
-
-Pair = tuple[torch.Tensor, torch.Tensor]
-Tensors = Sequence[torch.Tensor]
 
 
 class Runs(Protocol):
@@ -45,10 +42,10 @@ class Kernel(Planned, Attention):
     """What `compile` gives: attention under one mask.
 
     plan: the tiles it visits. backend: "triton", "torch" or "reference". key: what its emitted
-    source is cached under.
+    source is cached under. plan_now: what cannot run fails here, not at the first call.
     """
 
-    def __init__(self, mask: Mask, choices: Choices) -> None:
+    def __init__(self, mask: Mask, choices: Choices, plan_now: bool = True) -> None:
         Planned.__init__(self, mask, choices)
         program = mask.program
         c = choices
@@ -57,24 +54,9 @@ class Kernel(Planned, Attention):
             program.heads, program.kv_heads, queries, keys, c.head_dim, c.value_dim, c.dtype,
             c.layout,
         )  # fmt: skip
-        Attention.__init__(self, program, handle_of(mask, choices))
-        _ = self._run  # what cannot run fails here, not at the first call
-
-    @property
-    def backend(self) -> str:
-        return self.choices.backend
-
-    @property
-    def target(self) -> str:
-        return self.choices.target
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.choices.dtype
-
-    @property
-    def composite(self) -> bool:
-        return self.backend == "reference"
+        Attention.__init__(self, mask, choices, handle_of(mask, choices))
+        if plan_now:
+            _ = self._run
 
     @cached_property
     def _run(self) -> Runs:
@@ -93,7 +75,8 @@ class Kernel(Planned, Attention):
     @cached_property
     def _decode(self) -> TorchDecode | TritonDecode:
         """Calls with fewer queries than keys."""
-        if isinstance(self._run, TritonAttention):
+        if self.backend == "triton":
+            assert isinstance(self._run, TritonAttention)
             return TritonDecode(self.mask, self._run.rule)
         return TorchDecode(self.mask.program, self.choices.scale)
 
@@ -103,7 +86,7 @@ class Kernel(Planned, Attention):
     ) -> Pair:  # fmt: skip
         """(out, lse). Raises BindError, EvalError, CompileError."""
         call = self._call(q, k, v, inputs, q_offset)
-        if call.first is None or isinstance(self._run, Reference):
+        if call.first is None or self.backend == "reference":
             out, lse = self._run.forward(call)
         else:
             out, lse = self._decode(call)
@@ -126,50 +109,12 @@ class Kernel(Planned, Attention):
             results.append(zeros.contiguous())
         return [x for x, w in zip(results, wanted, strict=True) if w]
 
-    def differentiable(self, q: torch.Tensor, k: torch.Tensor, inputs: Tensors) -> Sequence[bool]:
-        """Which inputs may have a gradient. Raises CompileError where this call has none."""
-        axis = 2 if self.choices.layout == "bhnd" else 1
-        few = q.ndim == k.ndim == 4 and q.shape[axis] < self.shapes.queries
-        if few and self.backend != "reference":
-            raise CompileError(
-                f"gradients of fewer queries than keys are not supported by the "
-                f"{self.backend} backend yet: use backend='reference', or torch.no_grad()"
-            )
-        return self._able
-
-    def empty(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Pair:
-        """(out, lse) as `forward` lays them, with anything in them."""
-        q, v = self._turned(q), self._turned(v)
-        shape = q.shape[:3]
-        order = [0, 1, 2]
-        if self.backend == "triton" and q.stride(1) < q.stride(2):
-            order = [0, 2, 1]
-        out = q.new_empty([*(shape[i] for i in order), v.shape[3]])
-        out = out.permute(*(order.index(i) for i in range(3)), 3)
-        compute = torch.float64 if q.dtype == torch.float64 else torch.float32
-        return self._turned(out), q.new_empty(shape, dtype=compute)
-
-    def empty_gradients(
-        self, named: Tensors, inputs: Tensors, wanted: Sequence[bool]
-    ) -> list[torch.Tensor]:
-        """As `gradients` lays them, with anything in them."""
-        found = [torch.empty_like(x) for x in named]
-        if self.backend == "torch":
-            q = self._turned(named[0])
-            found[0] = self._turned(q.new_empty(q.shape))
-        found += [x.new_empty(x.shape) for x in inputs]
-        return [x for x, w in zip(found, wanted, strict=True) if w]
-
     def _call(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: Tensors,
         q_offset: int | None,
     ) -> Call:  # fmt: skip
         named = dict(zip((a.name for a in self._inputs), inputs, strict=True))
         return check_call(self.mask.program, self.shapes, q, k, v, named, q_offset)
-
-    def _turned(self, x: torch.Tensor) -> torch.Tensor:
-        """From the layout asked for to (batch, heads, tokens, dim), and back."""
-        return x.transpose(1, 2) if self.choices.layout == "bnhd" else x
 
     def __repr__(self) -> str:
         return f"<kernel of {self.mask!r} ({self.backend})>"

@@ -5,18 +5,16 @@ their machine code.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cached_property
-
-import torch
 
 from maskdsl.codegen import Emission, GradientEmission, OverlapEmission, Spec
 from maskdsl.codegen.emit import plan_lanes
 from maskdsl.errors import BindError, CompileError
 from maskdsl.pattern import Mask
-from maskdsl.planner import Plan, Tile, TilesLike
+from maskdsl.planner import Plan, Tile
 from maskdsl.planner.layout import PARTIAL_COST, Cost, work
 from maskdsl.runtime.boundary import DTYPES
+from maskdsl.runtime.choices import Choices
 from maskdsl.runtime.resources import Resources, resources, resources_many, together
 from maskdsl.runtime.torch_layout import torch_plan
 from maskdsl.runtime.triton_backend import FORWARD, LEAST_SCALE
@@ -25,26 +23,6 @@ from maskdsl.simulator.devices import device_for, dtype_name
 from maskdsl.simulator.layout import layout_cost
 
 DIRECTIONS = ("forward", "backward")
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What `compile` was asked for besides the mask. backend: "triton", "torch" or "reference";
-    target: what triton compiles for, such as "sm_90".
-    """
-
-    head_dim: int
-    value_dim: int
-    dtype: torch.dtype
-    backend: str
-    target: str
-    scale: float
-    layout: str  # "bhnd" or "bnhd"
-    q_tile: TilesLike | None
-    kv_tile: TilesLike | None
-    tune: bool
-    template: str
-    precision: str
 
 
 class Planned:

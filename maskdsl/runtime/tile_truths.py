@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from maskdsl.ir.evaluate import evaluate
+from maskdsl.ir.nodes import postorder
 from maskdsl.planner.plan import HeadClass, Plan
 
 SEEN, OPEN = -1, -2  # instead of a row of the table: every query keeps the key; the call decides
@@ -97,8 +98,14 @@ class Truths:
         rows = rows - self._class.row_starts[i]
         q = q_grid.coordinates(rows)
         k = k_grid.coordinates(tiles - self._class.column_starts[j])
+        keep = self._class.keeps[i][j]
+        if any(n.op == "load" for n in postorder(keep)):  # tables end where the extents do
+            q, k = (
+                [np.clip(x, 0, n - 1) for x, n in zip(xs, grid.extents, strict=True)]
+                for xs, grid in ((q, q_grid), (k, k_grid))
+            )
         leaves = {("q", n): x[:, None, :] for (n, _), x in zip(block.queries.axes, q, strict=True)}
         leaves |= {("k", n): x[:, :, None] for (n, _), x in zip(block.keys.axes, k, strict=True)}
         shape = (len(rows), k_grid.tile.lanes, q_grid.tile.lanes)
-        truth = np.broadcast_to(evaluate(self._class.keeps[i][j], leaves, {}), shape)
+        truth = np.broadcast_to(evaluate(keep, leaves, {}), shape)
         return truth, (q_grid.tokens(rows) >= 0)[:, None, :]
