@@ -32,11 +32,9 @@ class Away:
         self.grid = (plan.kv_grids if self.side == "k" else plan.q_grids)[number]
         self.block = frame.block_name(self.side, number)
         names = tuple(n for n, _ in self.segment.axes)
-        coordinates = {
-            (side, n): coordinate_name(side, n)
-            for side, own in ((self.side, names), (frame.home, frame.names))
-            for n in own
-        }
+        both = ((self.side, names), (frame.home, frame.names))
+        coordinates = {(side, n): coordinate_name(side, n) for side, own in both for n in own}
+        coordinates |= {("size", n): f"{n}_size" for _, own in both for n in own}
         keep = frame.lowered.keep(frame.home, frame.number, number)
         expressions = {n: (by_sides(x), False) for n, x in roots.items()}
         visits = frame.walk.visits[number]
@@ -46,9 +44,11 @@ class Away:
             expressions, coordinates, names[-1], frame.home, frame.numbers, frame.counts
         )
         indexing = self.side in self.printed.indexing
-        self.axes = axes_of(self.side, names, self.grid, False, indexing, self.block)
+        opened = frame.opened
+        size = opened.size(self.side) if opened else ""
+        self.axes = axes_of(self.side, names, self.grid, False, indexing, self.block, size)
         # coordinates that index memory are moved inside, where the pattern may keep them
-        self.implied = not indexing and outside_is_left_out(
+        self.implied = not indexing and not size and outside_is_left_out(
             keep, self.side, names, self.grid, frame.own_sizes
         )
 

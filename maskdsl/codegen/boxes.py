@@ -48,10 +48,12 @@ class Axis:
 
 
 def axes_of(
-    side: str, names: tuple[str, ...], grid: Grid, home: bool, indexing: bool, block: str
-) -> list[Axis]:
+    side: str, names: tuple[str, ...], grid: Grid, home: bool, indexing: bool, block: str,
+    open_size: str = "",
+) -> list[Axis]:  # fmt: skip
     """One Axis per axis. home: whether a program holds one tile of this side, and does not walk
     them. indexing: whether coordinates index memory. block: the constant that counts lanes.
+    open_size: the variable with the extent of the only axis, where that is open.
     """
     if grid.tile.lanes < 16:
         what = "queries" if side == "q" else "keys"
@@ -86,9 +88,11 @@ def axes_of(
             bounds.append(f"{place} < {pitch}" if home else f"{lane_name} < {pitch * step}")
         if start < 0:
             bounds.append(f"{variable} >= 0")
-        if extent % span or start < 0:
-            bounds.append(f"{variable} < {start + extent if wraps else extent}")
-        clamp = f"tl.minimum({variable}, {extent - 1})"
+        if open_size or extent % span or start < 0:
+            end = open_size or (start + extent if wraps else extent)
+            bounds.append(f"{variable} < {end}")
+        last = f"{open_size} - 1" if open_size else extent - 1
+        clamp = f"tl.minimum({variable}, {last})"
         clamp = f"tl.maximum({clamp}, 0)" if start < 0 else clamp
         found.append(
             Axis(

@@ -22,6 +22,7 @@ from maskdsl.codegen.emit import Module, plan_lanes
 from maskdsl.codegen.expressions import LINE
 from maskdsl.codegen.frame import Frame, can_be_boxes
 from maskdsl.codegen.lowered import Lowered
+from maskdsl.codegen.opened import Opened
 from maskdsl.codegen.operands import Operand
 from maskdsl.codegen.spec import WARPGROUPS, Spec
 from maskdsl.codegen.text import PRODUCT
@@ -115,13 +116,13 @@ class DecodeFrame(Frame):
 
     def __init__(
         self, plan: Plan, spec: Spec, lowered: Lowered, heads: int, number: int,
-        roots: Sequence[dict[str, Node]], numbers: dict[str, int],
+        roots: Sequence[dict[str, Node]], numbers: dict[str, int], opened: Opened | None = None,
     ) -> None:  # fmt: skip
         self.heads = heads
         long = plan.q_grids[number].tile.size[-1]
         # lanes of a query: of its heads, and idle ones
         self.members = max(_power(heads), _least(plan, spec) // long)
-        super().__init__(plan, spec, lowered, "q", number, roots, numbers)
+        super().__init__(plan, spec, lowered, "q", number, roots, numbers, opened)
         if self.members > 1:
             lane = f"q_lane % {self.members}"
             odd = heads != self.members
@@ -162,7 +163,11 @@ class DecodeFrame(Frame):
             away["loops"] = [
                 replace(x, opening=_of_one_split(x.opening, self.depth)) for x in away["loops"]
             ]
-        arguments = [replace(x, value=_PASSED.get(x.name, x.value)) for x in context["arguments"]]
+        arguments = [
+            replace(x, value=_PASSED.get(x.name, x.value))
+            for x in context["arguments"]
+            if x.name not in _PLACES
+        ]
         segment, grid = self.segment, self.plan.q_grids[self.number]
         tokens = [a.name for a in self.axes[: len(segment.axes)]]
         sink = self.aways[0].printed.plain.get("sink")
@@ -189,8 +194,8 @@ class DecodeEmission(Module):
     template = "decode.py.j2"
     direction = "forward"
 
-    def __init__(self, plan: Plan, spec: Spec) -> None:
-        super().__init__(plan, spec)
+    def __init__(self, plan: Plan, spec: Spec, opened: Opened | None = None) -> None:
+        super().__init__(plan, spec, opened)
         self.kernel = f"{self.name}_decode"
         self.heads = heads_together(plan)
         low = self.lowered = _by_lanes(self.lowered, self.heads, plan.program.heads)
@@ -201,7 +206,8 @@ class DecodeEmission(Module):
             for away in range(len(plan.program.keys)):
                 found = {"score": low.scores[number][away], "sink": low.sink if away == 0 else None}
                 roots.append({n: x for n, x in found.items() if x is not None})
-            self.frames.append(DecodeFrame(plan, spec, low, self.heads, number, roots, numbers))
+            own = (low, self.heads, number, roots, numbers, opened)
+            self.frames.append(DecodeFrame(plan, spec, *own))
         contexts = [f.decoding(self.kernel + f.suffix) for f in self.frames]
         self.context = {
             **self.shared_context(contexts),

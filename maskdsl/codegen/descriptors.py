@@ -21,12 +21,13 @@ MAX_SIDE = 256
 class Boxes:
     """Tiles of one side as boxes.
 
-    extents: of the tensor's axes between heads and dim, row-major over the tokens. box: sides of a
+    extents: of the tensor's axes between heads and dim, row-major over the tokens, or the variable
+    that holds one. box: sides of a
     tile along them. at: texts of its first coordinates. merged: whether batch and heads are one
     axis, because a descriptor has five at most.
     """
 
-    extents: tuple[int, ...]
+    extents: tuple[int | str, ...]
     box: tuple[int, ...]
     at: tuple[str, ...]
     merged: bool
@@ -41,7 +42,7 @@ def boxes_of(axes: list[Axis], grid: Grid) -> Boxes | None:
     tile = grid.tile
     if any(tile.wrap) or tile.pitch != tile.size or max(tile.size) > MAX_SIDE:
         return None
-    extents: list[int] = []
+    extents: list[int | str] = []
     box: list[int] = []
     at: list[str] = []
     for axis, size, step, extent, start in zip(

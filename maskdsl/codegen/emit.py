@@ -15,6 +15,7 @@ from maskdsl.codegen.expressions import LINE
 from maskdsl.codegen.frame import Frame
 from maskdsl.codegen.header import comment_lines, facts
 from maskdsl.codegen.lowered import lower
+from maskdsl.codegen.opened import Opened
 from maskdsl.codegen.operands import Dim
 from maskdsl.codegen.rendering import digest, render
 from maskdsl.codegen.spec import Spec, padded
@@ -55,9 +56,9 @@ class Module:
     frames: Sequence[Frame]
     context: dict[str, Any]
 
-    def __init__(self, plan: Plan, spec: Spec) -> None:
-        self.plan, self.spec = plan, spec
-        self.lowered = lower(plan)
+    def __init__(self, plan: Plan, spec: Spec, opened: Opened | None = None) -> None:
+        self.plan, self.spec, self.opened = plan, spec, opened
+        self.lowered = opened.lowered if opened else lower(plan)
         self.name = re.sub(r"\W", "_", plan.name)
 
     @property
@@ -89,15 +90,24 @@ class Module:
     def key(self) -> str:
         """`name-shape-dtype-target-digest`: the digest is of the source."""
         program, spec = self.plan.program, self.spec
-        shapes = (
-            "+".join("x".join(map(str, s.shape)) for s in side)
-            for side in (program.queries, program.keys)
-        )
+        sides = zip((program.queries, program.keys), self._open_sizes, strict=True)
+        shapes = (size or "+".join("x".join(map(str, s.shape)) for s in x) for x, size in sides)
         dims = f"d{spec.head_dim}" + (
             f"v{spec.value_dim}" if spec.value_dim != spec.head_dim else ""
         )
         parts = [self.kernel, *dict.fromkeys(shapes), f"h{program.heads}", dims]
         return "-".join([*(p[:60] for p in parts), spec.dtype, spec.target, digest(self.text)])
+
+    @property
+    def _proofs(self) -> Mapping[str, bool]:
+        if self.opened is None:
+            return self.plan.proofs
+        return {"no_empty_row": self.opened.never_empty(self.plan)}
+
+    @property
+    def _open_sizes(self) -> tuple[str, str]:
+        """The variables with the extents of queries and of keys, where they are open."""
+        return (self.opened.size("q"), self.opened.size("k")) if self.opened else ("", "")
 
     @property
     def lanes(self) -> tuple[int, int]:
@@ -122,19 +132,27 @@ class Module:
         program = plan.program
         same = spec.value_dim == spec.head_dim
         used = set().union(*(f.helpers for f in self.frames))
+        queries, keys = self._open_sizes
+        group = program.heads // program.kv_heads
         return {
             "pattern": comment_lines(plan.source, plan.name),
             "constants": self._constants(),
             "direction": self.direction,
-            "facts": facts(plan, spec, [f.walk for f in self.frames], settings),
+            "facts": facts(
+                plan, spec, [f.walk for f in self.frames], settings, self._open_sizes, self._proofs
+            ),
             "frames": contexts,
             "types": _types_of(contexts),
             "options": self._options(*settings),
-            "queries": program.query_tokens,
-            "keys": program.key_tokens,
+            "queries": queries or "QUERIES",
+            "queries_value": queries or "QUERIES.value",
+            "query_tokens": 0 if queries else program.query_tokens,
+            "keys": keys or program.key_tokens,
+            "grouped_queries": f"{queries} * {group}" if queries else program.query_tokens * group,
+            "sizes": self._sizes(),
             "heads": program.heads,
             "kv_heads": program.kv_heads,
-            "group": program.heads // program.kv_heads,
+            "group": group,
             "head": Dim(spec.head_dim, padded(spec.head_dim), "dims"),
             "value": Dim(spec.value_dim, padded(spec.value_dim), "dims" if same else "value_dims"),
             "helpers": sorted(used, key=_HELPERS.index),
@@ -161,8 +179,20 @@ class Module:
                 found.append((block, grid.tile.lanes, f"{what} of a tile{of}{box}"))
         for f in self.frames:
             what = f.home_what
-            found.append((f.rows_name, f.grid.count, f"tiles of {what}"))
+            if f.rows_name.isupper():
+                found.append((f.rows_name, f.grid.count, f"tiles of {what}"))
         return found
+
+    def _sizes(self) -> list[tuple[str, str]]:
+        """What the launch tells of extents that are open: (name, text)."""
+        if self.opened is None:
+            return []
+        rows = [
+            (f.rows_name, f"triton.cdiv({self.opened.size(f.home)}, {f.home_block}.value)")
+            for f in self.frames
+            if not f.rows_name.isupper()
+        ]
+        return [*self.opened.sizes, *rows]
 
     def _options(self, warps: int, stages: int) -> str:
         """Launch options. Where the pattern keeps binary64, no product is fused with a sum."""
@@ -176,8 +206,8 @@ class Emission(Module):
     template = "forward.py.j2"
     direction = "forward"
 
-    def __init__(self, plan: Plan, spec: Spec) -> None:
-        super().__init__(plan, spec)
+    def __init__(self, plan: Plan, spec: Spec, opened: Opened | None = None) -> None:
+        super().__init__(plan, spec, opened)
         self.kernel = f"{self.name}_forward"
         low = self.lowered
         numbers: dict[str, int] = {}
@@ -187,7 +217,7 @@ class Emission(Module):
                 _roots(low.score("q", number, away), low.sink if away == 0 else None)
                 for away in range(len(plan.program.keys))
             ]
-            self.frames.append(Frame(plan, spec, low, "q", number, roots, numbers))
+            self.frames.append(Frame(plan, spec, low, "q", number, roots, numbers, opened))
         tensors = ["q", "k", "v", "out"]
         contexts = [
             f.context(self.kernel + f.suffix, ["q"], ["k", "v"], ["out"], tensors, ["lse"])

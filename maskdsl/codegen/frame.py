@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from maskdsl.codegen.arguments import arguments_of
+from maskdsl.codegen.arguments import Argument, arguments_of
 from maskdsl.codegen.away import Away
 from maskdsl.codegen.boxes import (
     Axis,
@@ -21,6 +22,7 @@ from maskdsl.codegen.expressions import Statement
 from maskdsl.codegen.input_gradients import Added, Read, added, arguments_for
 from maskdsl.codegen.input_walk import InputWalk, asks_inputs
 from maskdsl.codegen.lowered import Lowered
+from maskdsl.codegen.opened import Opened
 from maskdsl.codegen.operands import Dim, Operand, mask_of
 from maskdsl.codegen.sides import Stage
 from maskdsl.codegen.spec import Spec, padded
@@ -52,9 +54,9 @@ class Frame:
 
     def __init__(
         self, plan: Plan, spec: Spec, lowered: Lowered, home: str, number: int,
-        roots: Sequence[Mapping[str, Node]], numbers: dict[str, int],
+        roots: Sequence[Mapping[str, Node]], numbers: dict[str, int], opened: Opened | None = None,
     ) -> None:  # fmt: skip
-        self.plan, self.spec, self.lowered = plan, spec, lowered
+        self.plan, self.spec, self.lowered, self.opened = plan, spec, lowered, opened
         self.home, self.number, self.numbers = home, number, numbers
         self.counts: dict[Stage, int] = {}
         program = plan.program
@@ -72,17 +74,22 @@ class Frame:
         if self._asks_inputs():
             others = plan.kv_grid_ if home == "q" else plan.q_grid_
             self.by_inputs = InputWalk(home, self.rows_name, self.walk.classes, others)
-        self.closed = None if self.by_inputs else closed_walk(plan, home)
+        self.closed = opened.walk(plan, home) if opened else None
+        if not (opened or self.by_inputs):
+            self.closed = closed_walk(plan, home)
         if self.closed is not None or self.by_inputs is not None:
             mode = "closed" if self.closed is not None else "inputs"
-            self.walk = self.walk.without_tables(mode)
+            self.walk = self.walk.without_tables(mode, always=self.closed is None or bool(opened))
+        if opened and self.walk.order == "table":  # which extents would have another one
+            self.walk = self.walk.as_it_lies()
         same = spec.value_dim == spec.head_dim
         self.head = Dim(spec.head_dim, padded(spec.head_dim), "dims")
         self.value = Dim(spec.value_dim, padded(spec.value_dim), "dims" if same else "value_dims")
         self.aways = [Away(self, i, r) for i, r in enumerate(roots)]
         self.arrays = {n: a for x in self.aways for n, a in sorted(x.printed.arrays.items())}
         indexing = any(home in x.printed.indexing for x in self.aways)
-        self.axes = axes_of(home, self.names, self.grid, True, indexing, self.home_block)
+        size = opened.size(home) if opened else ""
+        self.axes = axes_of(home, self.names, self.grid, True, indexing, self.home_block, size)
 
     def _asks_inputs(self) -> bool:
         """Whether the kernel is told at a call which tiles its inputs leave to visit."""
@@ -117,7 +124,8 @@ class Frame:
 
     @property
     def helpers(self) -> set[str]:
-        return set().union(*(x.printed.helpers for x in self.aways))
+        own = self.closed.helpers if self.closed else set()
+        return set(own).union(*(x.printed.helpers for x in self.aways))
 
     def context(
         self, kernel: str, held: Sequence[str], walked: Sequence[str], stored: Sequence[str],
@@ -154,6 +162,11 @@ class Frame:
         )
         if self.by_inputs is not None:
             arguments += self.by_inputs.arguments()
+        told: list[str] = []
+        if self.opened is not None:
+            told = [name for name, _ in self.opened.sizes]
+            told += [self.rows_name] if self.opened.size(self.home) else []
+            arguments += [Argument(name, name) for name in told]
         arguments += arguments_for(adds)
         scored = any(x is not None for row in self.lowered.scores for x in row)
         return {
@@ -164,6 +177,7 @@ class Frame:
             "shared": self.shared,
             "batch_heads": batch_heads,
             "rows": self.rows_name,
+            "rows_value": self.rows_name + (".value" if self.rows_name.isupper() else ""),
             "rows_table": self.walk.table("rows"),
             "classes": self.walk.classes,
             "order": self.walk.order,
@@ -175,6 +189,7 @@ class Frame:
             "held": [self._placed(n, inside) for n in held],
             "stored": [self._placed(n, inside) for n in stored],
             "arguments": arguments,
+            "told": told,
             "added": adds,
             "pointers": [x.name for x in operands if x.boxes is None],
             "once": self._known(Stage.ONCE),
@@ -191,9 +206,14 @@ class Frame:
             "precision": f', input_precision="{self.spec.precision}"'
             if self.spec.dtype == "float32"
             else "",
-            "may_be_empty": not self.plan.proofs["no_empty_row"],
+            "may_be_empty": not self._never_empty,
             "per_member": self.shared and any(re.search(r"\bhead\b", s.text) for s in known),
         }  # fmt: skip
+
+    @property
+    def _never_empty(self) -> bool:
+        opened = self.opened
+        return opened.never_empty(self.plan) if opened else self.plan.proofs["no_empty_row"]
 
     @property
     def home_what(self) -> str:
@@ -208,6 +228,8 @@ class Frame:
 
     @property
     def rows_name(self) -> str:
+        if self.opened is not None and self.opened.size(self.home):
+            return "rows" if self.home == "q" else "columns"
         return ("ROWS" if self.home == "q" else "COLUMNS") + self.suffix.upper()
 
     def _known(self, stage: Stage) -> list[Statement]:
@@ -231,6 +253,9 @@ class Frame:
         dim = self.value if name in ("v", "out", "do", "dv") else self.head
         head = f" + {number}.to(tl.int64) * {name}_strides[1]" if several else ""
         boxes = boxes_of(axes, grid) if self.describes else None
+        size = self.opened.size("k" if of_keys else "q") if self.opened else ""
+        if boxes is not None and size:
+            boxes = replace(boxes, extents=(size,))
         at = ""
         if boxes is not None:
             place = f"batch, {number if several else 0}"

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from maskdsl.codegen.emit import Module
 from maskdsl.codegen.frame import Frame
 from maskdsl.codegen.input_gradients import Read, reads_of
+from maskdsl.codegen.opened import Opened
 from maskdsl.codegen.spec import Spec
 from maskdsl.ir.differentiate import ONE, ZERO, derivative
 from maskdsl.ir.nodes import Node, postorder
@@ -37,8 +38,11 @@ class GradientEmission(Module):
     Raises CompileError where the plan or the pattern is beyond kernels.
     """
 
-    def __init__(self, kernel: str, plan: Plan, spec: Spec, inputs: Iterable[str] = ()) -> None:
-        super().__init__(plan, spec)
+    def __init__(
+        self, kernel: str, plan: Plan, spec: Spec, inputs: Iterable[str] = (),
+        opened: Opened | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(plan, spec, opened)
         self.template = f"{kernel}.py.j2"
         self.kernel = f"{self.name}_{kernel}"
         self.direction = kernel
@@ -57,7 +61,7 @@ class GradientEmission(Module):
                 _with_reads(_roots(self.lowered.scores[i][j]), r)
                 for (i, j), r in zip(blocks, mine, strict=True)
             ]
-            frame = Frame(plan, spec, self.lowered, home, number, roots, numbers)
+            frame = Frame(plan, spec, self.lowered, home, number, roots, numbers, opened)
             self.frames.append(frame)
             name = self.kernel + frame.suffix
             contexts.append(frame.context(name, held, walked, stored, tensors, per_query, mine))

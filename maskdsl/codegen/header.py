@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from maskdsl.codegen.spec import Spec
@@ -22,26 +22,28 @@ _PROOFS = {
 
 
 def facts(
-    plan: Plan, spec: Spec, walks: Sequence[Walk], settings: tuple[int, int]
-) -> list[tuple[str, str]]:
-    """(word, text) of the header's lines."""
+    plan: Plan, spec: Spec, walks: Sequence[Walk], settings: tuple[int, int],
+    open_sizes: tuple[str, str], proofs: Mapping[str, bool],
+) -> list[tuple[str, str]]:  # fmt: skip
+    """(word, text) of the header's lines. open_sizes: variables with the numbers of queries and of
+    keys, where they are told at a call. proofs: what was proved, by name.
+    """
     program, counts = plan.program, plan.tiles
     heads = f"{program.heads} head(s)"
     if program.kv_heads != program.heads:
         heads += f" on {program.kv_heads} of keys"
-    queries, keys = (_side(s) for s in (program.queries, program.keys))
+    sides = zip((program.queries, program.keys), open_sizes, strict=True)
+    queries, keys = (size or _side(s) for s, size in sides)
+    pairs = f"{counts.full:,} full, {counts.partial:,} partial, {counts.empty:,} empty tiles"
     dims = f"head_dim {spec.head_dim}"
     dims += f", value_dim {spec.value_dim}" if spec.value_dim != spec.head_dim else ""
     dtype = spec.dtype + (" by tf32 products" if spec.precision == "tf32" else "")
-    proved = [text for name, text in _PROOFS.items() if plan.proofs[name]]
+    proved = [text for name, text in _PROOFS.items() if proofs.get(name)]
     classes = f"; {walks[0].classes} classes of heads" if walks[0].classes > 1 else ""
     return [
         ("problem", f"{heads}, {queries} queries, {keys} keys, {dims}, {dtype}"),
         ("tiles", f"{_tiles(plan.q_grids)} queries by {_tiles(plan.kv_grids)} keys"),
-        (
-            "pairs",
-            f"{counts.full:,} full, {counts.partial:,} partial, {counts.empty:,} empty tiles",
-        ),
+        ("pairs", "of any number of tokens" if any(open_sizes) else pairs),
         ("walk", f"{_walked(walks)}{classes}"),
         ("proved", ", ".join(proved) or "nothing"),
         ("target", f"{spec.target}, {settings[0]} warps, {settings[1]} stages"),

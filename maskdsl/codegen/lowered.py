@@ -35,20 +35,28 @@ class Lowered:
 def lower(plan: Plan) -> Lowered:
     """The expressions of a plan. Raises CompileError for what kernels do not have."""
     program = plan.program
+    several = len(plan.head_classes) > 1
     alike = plan.head_classes[0].keeps
     keeps = tuple(
-        tuple(
-            tabulate(_of_one_head(plan, block.keep if len(plan.head_classes) > 1 else keep))
-            for block, keep in zip(blocks, line, strict=True)
-        )
+        tuple(block.keep if several else keep for block, keep in zip(blocks, line, strict=True))
         for blocks, line in zip(program.blocks, alike, strict=True)
     )
+    scores = tuple(tuple(b.score for b in row) for row in program.blocks)
+    return lowered(keeps, scores, program.sink, program.heads)
+
+
+def lowered(
+    keeps: tuple[tuple[Node, ...], ...], scores: tuple[tuple[Node | None, ...], ...],
+    sink: Node | None, heads: int,
+) -> Lowered:  # fmt: skip
+    """Expressions as kernels evaluate them. Raises CompileError for what they do not have."""
 
     def free_of_floats(root: Node | None) -> Node | None:
-        return None if root is None else tabulate_ints(_of_one_head(plan, root))
+        return None if root is None else tabulate_ints(_of_one_head(heads, root))
 
-    scores = tuple(tuple(free_of_floats(b.score) for b in row) for row in program.blocks)
-    sink = free_of_floats(program.sink)
+    keeps = tuple(tuple(tabulate(_of_one_head(heads, x)) for x in row) for row in keeps)
+    scores = tuple(tuple(free_of_floats(x) for x in row) for row in scores)
+    sink = free_of_floats(sink)
     exact = False
     for line, own in zip(keeps, scores, strict=True):
         for keep, score in zip(line, own, strict=True):
@@ -56,8 +64,8 @@ def lower(plan: Plan) -> Lowered:
     return Lowered(keeps, scores, sink, exact)
 
 
-def _of_one_head(plan: Plan, root: Node) -> Node:
+def _of_one_head(heads: int, root: Node) -> Node:
     """The expression for head 0 where there is no other."""
-    if plan.program.heads > 1:
+    if heads > 1:
         return root
     return substitute(root, {n: integer(0) for n in postorder(root) if n.op == "head"})

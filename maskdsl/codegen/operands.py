@@ -63,7 +63,7 @@ class Operand:
         return f"boxes({tensor}, {extents}, {box})"
 
 
-def _tuple(numbers: tuple[int, ...]) -> str:
+def _tuple(numbers: tuple[int | str, ...]) -> str:
     return f"({', '.join(map(str, numbers))}{',' if len(numbers) == 1 else ''})"
 
 

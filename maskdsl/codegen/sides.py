@@ -32,7 +32,7 @@ def stages(roots: list[Node], last_axis: str, home: str = "q") -> dict[Node, Sta
     for node in postorder(*roots):
         if node.op == "coord":
             side, axis = node.value
-            if side == "tile":  # the number of the tile that a program holds
+            if side in ("tile", "size"):  # the number of the tile held, and extents
                 found[node] = Stage.ONCE
                 continue
             found[node] = (

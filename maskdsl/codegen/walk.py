@@ -71,13 +71,17 @@ class Walk:
                     found[self.table(f"{kind}_{what}", away)] = visits.entries.reshape(-1)
         return found
 
-    def without_tables(self, mode: str) -> Walk:
+    def as_it_lies(self) -> Walk:
+        """The same walk, its rows in the order of their tiles."""
+        return replace(self, rows=np.arange(len(self.rows), dtype=np.int32), even=True)
+
+    def without_tables(self, mode: str, always: bool) -> Walk:
         """The same walk where a kernel needs no tables of what it visits, but works it out
-        ("closed") or is told at the call ("inputs").
+        ("closed") or is told at the call ("inputs"). always: kinds that this plan lacks, too.
         """
         found = []
         for kinds in self.visits:
-            modes = {k: mode if v.tiles or mode == "inputs" else "none" for k, v in kinds.items()}
+            modes = {k: mode if v.tiles or always else "none" for k, v in kinds.items()}
             found.append(
                 {k: Visits(modes[k], None, None, v.tiles, Packing(())) for k, v in kinds.items()}
             )

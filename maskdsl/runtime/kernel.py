@@ -16,6 +16,7 @@ from maskdsl.pattern import Mask
 from maskdsl.runtime.boundary import Call, Shapes, check_call
 from maskdsl.runtime.call import Attention, Pair, Tensors
 from maskdsl.runtime.choices import Choices
+from maskdsl.runtime.one_for_all import OneForAll
 from maskdsl.runtime.planned import Planned
 from maskdsl.runtime.reference import Reference
 from maskdsl.runtime.torch_backend import TorchBackend
@@ -42,10 +43,13 @@ class Kernel(Planned, Attention):
     """What `compile` gives: attention under one mask.
 
     plan: the tiles it visits. backend: "triton", "torch" or "reference". key: what its emitted
-    source is cached under. plan_now: what cannot run fails here, not at the first call.
+    source is cached under. plan_now: what cannot run fails here, not at the first call. one: of
+    the mask with open extents that this one was bound of.
     """
 
-    def __init__(self, mask: Mask, choices: Choices, plan_now: bool = True) -> None:
+    def __init__(
+        self, mask: Mask, choices: Choices, plan_now: bool = True, one: OneForAll | None = None
+    ) -> None:
         Planned.__init__(self, mask, choices)
         program = mask.program
         c = choices
@@ -54,6 +58,7 @@ class Kernel(Planned, Attention):
             program.heads, program.kv_heads, queries, keys, c.head_dim, c.value_dim, c.dtype,
             c.layout,
         )  # fmt: skip
+        self._one = one
         Attention.__init__(self, mask, choices, handle_of(mask, choices))
         if plan_now:
             _ = self._run
@@ -65,7 +70,9 @@ class Kernel(Planned, Attention):
             return Reference(program, c.scale)
         if c.backend == "torch":
             return TorchBackend(self.plan, c.scale)
-        attention = TritonAttention(self.plan, self.plan_of, self._spec, c.scale, c.template)
+        attention = TritonAttention(
+            self.plan, self.plan_of, self._spec, c.scale, c.template, self._one
+        )
         if c.tune:
             free = c.q_tile is None and c.kv_tile is None and not program.segmented
             plan_with = self._plan_with if free else None

@@ -17,8 +17,7 @@ from maskdsl.ir.logic import FALSE
 from maskdsl.ir.nodes import Node, postorder
 from maskdsl.ir.program import Program
 from maskdsl.runtime.boundary import Call
-from maskdsl.runtime.torch_backend import sink_of
-from maskdsl.runtime.torch_space import TorchSpace
+from maskdsl.runtime.torch_space import TorchSpace, sink_of
 
 MAX_PAIRS = 2**28  # of one head: a dense mask and its scores are held at once
 

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
-
 import torch
 
+from maskdsl.ir.differentiate import variables
 from maskdsl.ir.program import Program
 from maskdsl.runtime.boundary import Call
-from maskdsl.runtime.torch_backend import sink_of
+from maskdsl.runtime.torch_scores import InputGradients
+from maskdsl.runtime.torch_space import sink_of
+
+
+def add_sink(
+    found: InputGradients, program: Program, call: Call, b: int, lse: torch.Tensor,
+    delta: torch.Tensor,
+) -> None:  # fmt: skip
+    """Add those of batch entry b.
+
+    lse: (heads, queries), the sink included. delta: the sum of do * out over each row, less the
+    gradient of lse. A sink's weight in a row is exp(sink - lse), its value is zero.
+    """
+    every = torch.arange(len(lse), device=lse.device)
+    sink = sink_of(program, call, b, every, delta.dtype)
+    if sink is None or program.sink is None:
+        return
+    weight = torch.exp(sink[:, None] - lse).nan_to_num(nan=0)  # a row may hold nothing at all
+    found.add_all(program.sink, {"batch": b, "head": every}, -(weight * delta).sum(-1))
 
 
 def sink_gradients(
-    program: Program, call: Call, lse: torch.Tensor, delta: torch.Tensor, wanted: Iterable[str]
+    program: Program, call: Call, lse: torch.Tensor, delta: torch.Tensor, wanted: tuple[str, ...]
 ) -> dict[str, torch.Tensor]:
-    """By name of those wanted inputs that the sink reads.
-
-    lse: float32 (batch, heads, queries), the sink included. delta: the sum of do * out over each
-    row, less the gradient of lse. A sink's weight in a row is exp(sink - lse), its value is zero.
-    """
-    batch, heads, _ = lse.shape
-    if program.sink is None or not batch:
+    """By name of those wanted inputs that the sink reads; lse, delta: (batch, heads, queries)."""
+    if program.sink is None:
         return {}
-    with torch.enable_grad():
-        inputs = {n: x.detach() for n, x in call.inputs.items()}
-        leaves = {n: inputs[n].requires_grad_() for n in wanted}
-        every = torch.arange(heads, device=lse.device)
-        again = replace(call, inputs=inputs)
-        rows = (sink_of(program, again, b, every, torch.float32) for b in range(batch))
-        sinks = torch.stack([row for row in rows if row is not None])
-    if not sinks.requires_grad:
-        return {}
-    finite = lse.masked_fill(lse == -torch.inf, 0)
-    slopes = -(torch.exp(sinks.detach()[..., None] - finite) * delta).sum(-1)
-    found = torch.autograd.grad(sinks, list(leaves.values()), slopes, allow_unused=True)
-    return {n: x for n, x in zip(leaves, found, strict=True) if x is not None}
+    read = {n.value.name for n in variables(program.sink) if n.op == "load"}
+    found = InputGradients(call, tuple(n for n in wanted if n in read), delta.dtype)
+    for b in range(len(lse)):
+        add_sink(found, program, call, b, lse[b], delta[b])
+    return found.found

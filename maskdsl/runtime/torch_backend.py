@@ -16,19 +16,18 @@ import numpy as np
 import torch
 
 from maskdsl.errors import PlanError
-from maskdsl.ir.evaluate import evaluate
-from maskdsl.ir.program import Program
 from maskdsl.planner.boxes import EMPTY, FULL
 from maskdsl.planner.plan import Plan
 from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.failures import raise_at_call
 from maskdsl.runtime.groups import OPEN_SHAPE, Group, Grouping
 from maskdsl.runtime.input_tiles import InputTiles, Visits
+from maskdsl.runtime.sink_gradients import add_sink
 from maskdsl.runtime.torch_backward import Given, Gradients, KeySums, add_gradients
 from maskdsl.runtime.torch_forward import attend
 from maskdsl.runtime.torch_masks import Masks
 from maskdsl.runtime.torch_scores import InputGradients, Scores
-from maskdsl.runtime.torch_space import TorchSpace
+from maskdsl.runtime.torch_space import sink_of
 from maskdsl.runtime.torch_strips import Strip, even, strips_of, together
 from maskdsl.runtime.torch_walk import Laid, Walk
 
@@ -95,14 +94,9 @@ class TorchBackend:
         named = (call.q, call.k, call.v)
         dq = self._blank(call.q.shape, call.q)
         dk, dv = (torch.zeros_like(x, dtype=compute) for x in (call.k, call.v))
-        every = torch.arange(call.q.shape[1], device=call.q.device)
         for b, walks in self._walks(call):
             delta = torch.linalg.vecdot(do[b].to(compute), out[b].to(compute)) - grad_lse[b]
-            sink = sink_of(self.program, call, b, every, compute)
-            if sink is not None and self.program.sink is not None:
-                weight = torch.exp(sink[:, None] - lse[b]).nan_to_num(nan=0)
-                at = {"batch": b, "head": every}
-                inputs.add_all(self.program.sink, at, -(weight * delta).sum(-1))
+            add_sink(inputs, self.program, call, b, lse[b], delta)
             for walk, lines in walks:
                 heads = walk.heads
                 given = Given(*(heads.queries(x) for x in (do[b], lse[b], delta)))
@@ -174,14 +168,3 @@ def _input_tiles(plan: Plan) -> InputTiles | None:
 
 def _compute(call: Call) -> torch.dtype:
     return torch.float64 if call.q.dtype == torch.float64 else torch.float32
-
-
-def sink_of(
-    program: Program, call: Call, b: int, heads: torch.Tensor, compute: torch.dtype
-) -> torch.Tensor | None:
-    """The sink's logit of each of these heads, (heads,)."""
-    if program.sink is None:
-        return None
-    space = TorchSpace(heads.device, compute)
-    value = evaluate(program.sink, {"batch": b, "head": heads}, call.inputs, space)
-    return torch.as_tensor(value, dtype=compute, device=heads.device).expand(len(heads))

@@ -16,8 +16,7 @@ from maskdsl.ir.program import Program
 from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.failures import raise_at_call
 from maskdsl.runtime.reference import varies
-from maskdsl.runtime.torch_backend import sink_of
-from maskdsl.runtime.torch_space import TorchSpace
+from maskdsl.runtime.torch_space import TorchSpace, sink_of
 
 PAIRS = 2**20  # of queries and keys whose logits are held at a time, or one query's
 

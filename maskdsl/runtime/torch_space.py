@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskdsl.ir.evaluate import NumpySpace
+from maskdsl.ir.evaluate import NumpySpace, evaluate
+from maskdsl.ir.program import Program
+from maskdsl.runtime.boundary import Call
 
 
 class TorchSpace:
@@ -82,3 +84,14 @@ class TorchSpace:
     def all_fit(self, op: str, value: Any, args: list[Any]) -> torch.Tensor:
         host = [a.cpu().numpy() if isinstance(a, torch.Tensor) else np.asarray(a) for a in args]
         return torch.from_numpy(NumpySpace().all_fit(op, value, host)).to(self.device)
+
+
+def sink_of(
+    program: Program, call: Call, b: int, heads: torch.Tensor, compute: torch.dtype
+) -> torch.Tensor | None:
+    """The sink's logit of each of these heads, (heads,)."""
+    if program.sink is None:
+        return None
+    space = TorchSpace(heads.device, compute)
+    value = evaluate(program.sink, {"batch": b, "head": heads}, call.inputs, space)
+    return torch.as_tensor(value, dtype=compute, device=heads.device).expand(len(heads))

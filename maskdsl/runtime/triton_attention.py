@@ -9,6 +9,7 @@ import torch
 from maskdsl.codegen import Spec
 from maskdsl.planner import Plan
 from maskdsl.runtime.boundary import Call
+from maskdsl.runtime.one_for_all import OneForAll
 from maskdsl.runtime.sink_gradients import sink_gradients
 from maskdsl.runtime.triton_backend import TritonForward, TritonGradient
 from maskdsl.runtime.tuning import Tuned
@@ -18,16 +19,16 @@ class TritonAttention:
     """Attention under one plan, and its gradients.
 
     plan_of: gives the plan of a backward kernel, "dq" or "dkv", which are emitted at the first
-    backward pass. scale: of the products. template: of the forward kernel. Raises CompileError
-    where a plan is beyond kernels.
+    backward pass. scale: of the products. template: of the forward kernel. one: see
+    TritonForward. Raises CompileError where a plan is beyond kernels.
     """
 
     def __init__(
         self, plan: Plan, plan_of: Callable[[str], Plan], spec: Spec, scale: float,
-        template: str = "plain",
+        template: str = "plain", one: OneForAll | None = None,
     ) -> None:  # fmt: skip
-        self.spec, self.scale = spec, scale
-        self.rule = TritonForward(plan, spec, scale, template)
+        self.spec, self.scale, self.one = spec, scale, one
+        self.rule = TritonForward(plan, spec, scale, template, one)
         self.kernel: TritonForward | Tuned = self.rule
         self._program = plan.program
         self._plan_of = plan_of
@@ -37,7 +38,7 @@ class TritonAttention:
         found = self._kernels.get((name, wanted))
         if found is None:
             plan = self._plan_of(name)
-            found = TritonGradient(name, plan, self.spec, self.scale, wanted)
+            found = TritonGradient(name, plan, self.spec, self.scale, wanted, self.one)
             self._kernels[name, wanted] = found
         return found
 

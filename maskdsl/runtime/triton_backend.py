@@ -15,6 +15,7 @@ from maskdsl.errors import CompileError
 from maskdsl.planner import Plan
 from maskdsl.runtime.cache import load_source
 from maskdsl.runtime.input_lists import InputLists
+from maskdsl.runtime.one_for_all import OneForAll
 
 MAX_PROGRAMS = 2**31 - 1
 LEAST_SCALE = 1e-30  # a scale this large may multiply minus infinity
@@ -63,15 +64,20 @@ class _Loaded:
 
 
 class TritonForward(_Loaded):
-    """Forward attention under one plan; template: "plain" or "overlap". Raises CompileError where
-    the plan is beyond kernels, or the template does not apply.
+    """Forward attention under one plan; template: "plain" or "overlap". one: emits the module of
+    all extents, where the plan's are open. Raises CompileError where the plan is beyond kernels, or
+    the template does not apply.
     """
 
-    def __init__(self, plan: Plan, spec: Spec, scale: float, template: str = "plain") -> None:
+    def __init__(
+        self, plan: Plan, spec: Spec, scale: float, template: str = "plain",
+        one: OneForAll | None = None,
+    ) -> None:  # fmt: skip
         scale = float(scale)
-        self.plan = plan
+        self.plan, self.one = plan, one
         self.spec = replace(spec, rising=scale > LEAST_SCALE)
-        emission = FORWARD[template](plan, self.spec)
+        shared = one.forward(plan, self.spec) if one and template == "plain" else None
+        emission = shared or FORWARD[template](plan, self.spec)
         self.template = template
         super().__init__(emission, scale)
         self._merged = emission.merged
@@ -81,7 +87,8 @@ class TritonForward(_Loaded):
     @cached_property
     def by_pointers(self) -> TritonForward:
         """The same for tensors that no descriptor sees."""
-        return TritonForward(self.plan, replace(self.spec, descriptors=False), self.scale)
+        spec = replace(self.spec, descriptors=False)
+        return TritonForward(self.plan, spec, self.scale, one=self.one)
 
     def __call__(
         self,
@@ -123,16 +130,19 @@ class TritonForward(_Loaded):
 
 class TritonGradient(_Loaded):
     """One of the backward kernels of a plan, "dq" or "dkv", with the gradients of some float
-    inputs. Raises CompileError where it is beyond kernels.
+    inputs. one: see `TritonForward`. Raises CompileError where it is beyond kernels.
     """
 
     def __init__(
-        self, kernel: str, plan: Plan, spec: Spec, scale: float, wanted: tuple[str, ...]
-    ) -> None:
+        self, kernel: str, plan: Plan, spec: Spec, scale: float, wanted: tuple[str, ...],
+        one: OneForAll | None = None,
+    ) -> None:  # fmt: skip
         scale = float(scale)
         self.what = kernel, plan, wanted
+        self.one = one
         self.spec = replace(spec, rising=scale > LEAST_SCALE)
-        emission = GradientEmission(kernel, plan, self.spec, wanted)
+        emission = one.gradient(kernel, plan, self.spec, wanted) if one else None
+        emission = emission or GradientEmission(kernel, plan, self.spec, wanted)
         super().__init__(emission, scale)
         self._merged = emission.merged
         program = plan.program
@@ -143,7 +153,7 @@ class TritonGradient(_Loaded):
         """The same for tensors that no descriptor sees."""
         kernel, plan, wanted = self.what
         spec = replace(self.spec, descriptors=False)
-        return TritonGradient(kernel, plan, spec, self.scale, wanted)
+        return TritonGradient(kernel, plan, spec, self.scale, wanted, self.one)
 
     def __call__(
         self, tensors: tuple[torch.Tensor, ...], *others: torch.Tensor, inputs: Inputs

@@ -14,6 +14,7 @@ from maskdsl.errors import BindError, CompileError
 from maskdsl.pattern import Mask
 from maskdsl.planner import Grid, Plan, Tile
 from maskdsl.runtime.boundary import Call
+from maskdsl.runtime.one_for_all import OneForAll
 from maskdsl.runtime.triton_backend import (
     MAX_PROGRAMS,
     TritonForward,
@@ -70,7 +71,8 @@ class TritonDecode:
             plan = self._plan(query_tiles(whole, spec, queries, longest))
         tiles = tuple(g.tile for g in plan.q_grids)
         if tiles not in self._kernels:
-            self._kernels[tiles] = DecodeKernel(plan, spec, self.forward.scale)
+            one = self.forward.one
+            self._kernels[tiles] = DecodeKernel(plan, spec, self.forward.scale, one)
         return self._kernels[tiles]
 
     def _plan(self, tiles: tuple[Tile, ...]) -> Plan:
@@ -95,9 +97,12 @@ class DecodeKernel(_Loaded):
     the plan is beyond kernels.
     """
 
-    def __init__(self, plan: Plan, spec: Spec, scale: float) -> None:
-        self.plan, self.spec = plan, spec
-        emission = DecodeEmission(plan, spec)
+    def __init__(
+        self, plan: Plan, spec: Spec, scale: float, one: OneForAll | None = None
+    ) -> None:
+        self.plan, self.spec, self.one = plan, spec, one
+        emission = one.decode(plan, spec) if one else None
+        emission = emission or DecodeEmission(plan, spec)
         super().__init__(emission, scale)  # type: ignore[arg-type]
         self._merged = emission.merged
         self._heads = plan.program.heads // heads_together(plan)
@@ -105,7 +110,8 @@ class DecodeKernel(_Loaded):
     @cached_property
     def by_pointers(self) -> DecodeKernel:
         """The same for keys and values that no descriptor sees."""
-        return DecodeKernel(self.plan, replace(self.spec, descriptors=False), self.scale)
+        spec = replace(self.spec, descriptors=False)
+        return DecodeKernel(self.plan, spec, self.scale, self.one)
 
     @cached_property
     def longest(self) -> int:
