@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,8 +96,13 @@ def store(folder: Folder, name: str, text: str) -> None:
     if len(content) > MOST:
         raise CacheError(f"{name} has {len(content)} bytes, an entry may have {MOST}")
     folder.remove(name + MARK)
-    folder.replace(name, content)
-    folder.replace(name + MARK, _mark(name, content))
+    try:
+        folder.replace(name, content)
+        folder.replace(name + MARK, _mark(name, content))
+    except OSError:
+        with suppress(OSError):
+            folder.remove(name)  # a full disk is not made fuller
+        raise
 
 
 def _mark(name: str, content: bytes) -> bytes:
