@@ -60,6 +60,7 @@ def start(run: Callable[[], None]) -> int:
     if child:
         return child
     code = 1
+    signal.alarm(60)  # ends one that waits for ever
     try:
         run()
         code = 0

@@ -211,8 +211,8 @@ def test_processes_killed_at_every_step_leave_nothing_wrong(
 
         def run(step: int = step) -> None:
             Steps(step).install()
-            load_source("key", Emit())
             remember("setting", "2")
+            load_source("key", Emit())
 
         (code,) = wait([start(run)])
         assert code in (0, -9)
@@ -386,13 +386,8 @@ def test_a_directory_without_the_right_to_write_costs_one_warning(
     apart(run)
 
 
-def test_a_forked_process_is_not_bound_by_the_locks_of_its_parent(directory: Path) -> None:
+def test_a_forked_process_is_not_bound_by_the_turns_of_its_parent(directory: Path) -> None:
     inside, go = threading.Event(), threading.Event()
-
-    def slow() -> str:
-        inside.set()
-        assert go.wait(20)
-        return "VALUE = 1\n"
 
     def child() -> None:
         assert load_source("other", Emit("VALUE = 2\n")).VALUE == 2
@@ -400,14 +395,42 @@ def test_a_forked_process_is_not_bound_by_the_locks_of_its_parent(directory: Pat
         with pytest.warns(UserWarning, match="still holds"):
             assert load_source("key", Emit("VALUE = 3\n")).VALUE == 3  # not stored
 
-    thread = threading.Thread(target=lambda: load_source("key", slow))
+    thread = threading.Thread(target=lambda: load_source("key", _slow(inside, go)))
     thread.start()
     assert inside.wait(20)
     codes = wait([start(child)])
-    late = start(lambda: time.sleep(5))  # lives on, with copies of the parent's descriptors
     go.set()
     thread.join()
     assert codes == [0]
     assert load("key", Emit("VALUE = 4\n"))[0].VALUE == 1
-    os.kill(late, 9)
-    wait([late])
+
+
+def test_the_lock_of_a_killed_process_does_not_live_on_in_its_children(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parent() -> None:
+        inside = threading.Event()
+        slow = _slow(inside, threading.Event())
+        threading.Thread(target=lambda: load_source("key", slow)).start()
+        assert inside.wait(20)
+        late = start(lambda: time.sleep(30))
+        (tmp_path / "late").write_text(str(late))
+        die()
+
+    assert wait([start(parent)]) == [-9]
+    assert (directory / "key.lock").exists()
+    monkeypatch.setattr(cache, "LOCK_SECONDS", 0.5)
+    try:
+        module, said = load("key", Emit("VALUE = 2\n"))
+        assert module.VALUE == 2 and not said
+    finally:
+        os.kill(int((tmp_path / "late").read_text()), 9)
+
+
+def _slow(inside: threading.Event, go: threading.Event) -> Callable[[], str]:
+    def emit() -> str:
+        inside.set()
+        assert go.wait(20)
+        return "VALUE = 1\n"
+
+    return emit

@@ -139,8 +139,6 @@ class Folder:
             _held.discard(number)
             with suppress(OSError):
                 self.remove(name)  # while it is held: those who wait on this file look again
-            with suppress(OSError):
-                fcntl.flock(number, fcntl.LOCK_UN)  # for copies that a fork made
             os.close(number)
 
     def _locked(self, name: str) -> int | None:
@@ -167,7 +165,7 @@ def _ours(status: os.stat_result) -> bool:
 
 
 def _close_copies() -> None:
-    """A forked process must not keep its parent's locks."""
+    """A forked process must not hold its parent's locks, which may be killed before it."""
     while _held:
         with suppress(OSError):
             os.close(_held.pop())
