@@ -68,6 +68,7 @@ def check_call(
     for name, x in named.items():
         if not isinstance(x, torch.Tensor):
             raise BindError(f"{name} must be a tensor, not {type(x).__name__}")
+        _check_plain(name, x)
         if x.ndim != 4:
             order = "batch, heads, tokens, head_dim"
             order = order if want.layout == "bhnd" else "batch, tokens, heads, head_dim"
@@ -76,6 +77,7 @@ def check_call(
             raise BindError(f"{name} must be {want.dtype}, as compiled, not {x.dtype}")
         if x.device != q.device:
             raise BindError(f"{name} is on {x.device}, q on {q.device}")
+    q, k, v = (x.resolve_neg() for x in (q, k, v))  # kernels read what lies in memory
     if want.layout == "bnhd":
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     batch = q.shape[0]
@@ -98,6 +100,15 @@ def check_call(
                 shape = tuple(named[name].shape)
                 raise BindError(f"{name} has {what} {have}, {whose} is {wanted} (shape {shape})")
     return Call(q, k, v, check_inputs(program, batch, q.device, inputs), first)
+
+
+def _check_plain(name: str, x: torch.Tensor) -> None:
+    """Raises BindError for tensors without values at strides in memory."""
+    if x.is_nested or x.layout != torch.strided:
+        kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.").removeprefix("_")
+        raise BindError(f"{name} is a {kind} tensor: give a dense one, padded where it must be")
+    if x.device.type == "meta":
+        raise BindError(f"{name} is on the meta device, which holds no values")
 
 
 def _first(program: Program, want: Shapes, count: int, q_offset: Any) -> int | None:
@@ -126,11 +137,12 @@ def check_inputs(
             plain = {"b": np.bool_, "f": np.float64}.get(x.dtype.kind, np.int64)
             if x.dtype in (np.float16, np.float32, np.int32):
                 plain = x.dtype.newbyteorder("=").type
-            x = torch.from_numpy(np.ascontiguousarray(x, dtype=plain)).to(device)
+            x = torch.from_numpy(np.require(x, plain, ["C", "W"])).to(device)
         if not isinstance(x, torch.Tensor):
             raise BindError(
                 f"the input '{name}' must be a tensor or an array, not {type(x).__name__}"
             )
+        _check_plain(f"the input '{name}'", x)
         if x.device != device:
             raise BindError(f"the input '{name}' is on {x.device}, q on {device}")
         if x.dtype == torch.uint64 and bool((x.view(torch.int64) < 0).any()):
@@ -142,5 +154,5 @@ def check_inputs(
                 raise BindError(
                     f"the input '{name}' has batch {x.shape[at]} in dimension {at}, q has {batch}"
                 )
-        found[name] = x
+        found[name] = x.resolve_neg()
     return found

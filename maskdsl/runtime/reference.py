@@ -60,8 +60,9 @@ class Reference:
                 p = torch.exp(s - lse[:, None].masked_fill(lse[:, None] == -math.inf, 0))
                 outs.append((p @ v[b, h // group].to(compute)).to(q.dtype))
                 lses.append(lse)
-        out = torch.stack(outs) if outs else q.new_empty((0, q.shape[2], v.shape[3]))
-        lse = torch.stack(lses) if lses else q.new_empty((0, q.shape[2]), dtype=compute)
+        if not batch:
+            return _nothing(call, compute)
+        out, lse = torch.stack(outs), torch.stack(lses)
         return out.view(batch, heads, *out.shape[1:]), lse.view(batch, heads, q.shape[2])
 
     def _score(
@@ -87,6 +88,15 @@ class Reference:
             value = evaluate(block.score, leaves, inputs, space)
             scored[part.rows, part.columns] = value
         return scored
+
+
+def _nothing(call: Call, compute: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out, lse) of an empty batch, which has gradients, all of them zero."""
+    floats = [x for x in call.inputs.values() if x.is_floating_point()]
+    zero = sum((x.sum() * 0 for x in (call.q, call.k, call.v, *floats)), torch.zeros(()))
+    lse = call.q.new_zeros(call.q.shape[:3], dtype=compute) + zero.to(compute)
+    out = call.q.new_zeros((*call.q.shape[:3], call.v.shape[3])) + zero.to(call.q.dtype)
+    return out, lse
 
 
 def _host(x: Any) -> Any:
