@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -90,7 +91,7 @@ SUBJECTS = [
 
 @dataclass
 class Arguments:
-    """Of one call, in the kernel's layout. trouble: what a change says of the outcome."""
+    """Of one call, in the kernel's layout. mode: of torch, in which it is made."""
 
     subject: Subject
     rng: random.Random
@@ -99,6 +100,7 @@ class Arguments:
     inputs: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
     no_grad: bool = False
+    mode: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def any_tensor(self) -> str:
         return self.rng.choice("qkv")
@@ -164,6 +166,8 @@ class Case:
             try:
                 outcomes.append(CHANGES[name](given))
             except (AttributeError, TypeError, IndexError, RuntimeError, ValueError):
+                if len(self.changes) == 1:
+                    raise
                 outcomes.append(EITHER)  # it does not apply to what another change left
         for outcome in (WRONG, EITHER):
             if outcome in outcomes:

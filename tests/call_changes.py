@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -47,7 +49,7 @@ def every_second_element(a: Arguments) -> str | None:
 def overlapping(a: Arguments) -> str | None:
     name = a.any_tensor()
     x = a.tensors[name]
-    flat = small(a.rng, (sum(x.shape) + 7,), x.dtype)
+    flat = small(a.rng, (2 * sum(x.shape) + 7,), x.dtype)
     a.tensors[name] = flat.as_strided(x.shape, (1, 2, 1, 1), a.rng.randrange(3))
     return FINE
 
@@ -119,7 +121,7 @@ def no_batch(a: Arguments) -> str | None:
     for name, x in a.tensors.items():
         a.tensors[name] = x[:0]
     for name, x in a.inputs.items():
-        if a.subject.mask.program.inputs and _of_batch(a, name):
+        if _of_batch(a, name):
             a.inputs[name] = x[:0]
     a.batch = 0
     return FINE
@@ -201,6 +203,57 @@ def not_finite(a: Arguments) -> str | None:
         x.view(-1)[a.rng.randrange(x.numel())] = a.rng.choice([math.nan, math.inf, -math.inf])
     a.tensors[name] = x
     return FINE
+
+
+@change
+def mode(a: Arguments) -> str | None:
+    """Of torch; none of them changes what a call gives."""
+    a.mode = a.rng.choice([torch.inference_mode, default_dtype, strict])
+    if a.mode is torch.inference_mode:
+        a.no_grad = True
+    return FINE
+
+
+@change
+def under_autocast(a: Arguments) -> str | None:
+    """A kernel keeps the types it was compiled for."""
+    a.mode = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+    return FINE
+
+
+@change
+def another_default_device(a: Arguments) -> str | None:
+    a.mode = lambda: torch.device("meta")
+    return FINE
+
+
+@change
+def values_not_finite(a: Arguments) -> str | None:
+    """NaN or infinite values, which matter only where they are seen."""
+    x = a.tensors["v"].detach().clone()
+    if x.numel():
+        x.view(-1)[a.rng.randrange(x.numel())] = a.rng.choice([math.nan, math.inf, -math.inf])
+    a.tensors["v"] = x
+    return FINE
+
+
+@contextmanager
+def default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def strict() -> Iterator[None]:
+    """What is not written holds NaN, and nothing may be nondeterministic."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 # What does not fit.
@@ -367,5 +420,5 @@ def _short(a: Arguments) -> bool:
 
 
 def _of_batch(a: Arguments, name: str) -> bool:
-    array = next(x for x in a.subject.mask.program.inputs if x.name == name)
-    return bool(array.dims) and array.dims[0] == "batch"
+    arrays = a.subject.mask.program.inputs
+    return any(x.name == name and x.dims[0] == "batch" for x in arrays)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,13 @@ class Shapes:
     value_dim: int
     dtype: torch.dtype
     layout: str  # "bhnd" or "bnhd"
+
+
+def own_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Inside it, torch's operations keep the types they are given, also where autocast is on."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def check_call(

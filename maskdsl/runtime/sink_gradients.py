@@ -17,8 +17,9 @@ def sink_gradients(
 ) -> dict[str, torch.Tensor]:
     """By name of those wanted inputs that the sink reads.
 
-    lse: float32 (batch, heads, queries), the sink included. delta: the sum of do * out over each
-    row, less the gradient of lse. A sink's weight in a row is exp(sink - lse), its value is zero.
+    lse: (batch, heads, queries), the sink included; its type is that of the work. delta: the sum of
+    do * out over each row, less the gradient of lse. A sink's weight in a row is exp(sink - lse),
+    its value is zero.
     """
     batch, heads, _ = lse.shape
     if program.sink is None or not batch:
@@ -28,7 +29,7 @@ def sink_gradients(
         leaves = {n: inputs[n].requires_grad_() for n in wanted}
         every = torch.arange(heads, device=lse.device)
         again = replace(call, inputs=inputs)
-        rows = (sink_of(program, again, b, every, torch.float32) for b in range(batch))
+        rows = (sink_of(program, again, b, every, lse.dtype) for b in range(batch))
         sinks = torch.stack([row for row in rows if row is not None])
     if not sinks.requires_grad:
         return {}
