@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,17 +87,14 @@ def vertical_slash(
     all from 0 up to n - 1. Raises BindError.
     """
     length = _whole("n", n, least=1)
-    if not all(
-        hasattr(x, "__len__") for given in (vertical, slash) for x in (given, *_list(given))
-    ):
-        raise BindError("vertical and slash are lists of positions and distances, one per head")
-    if len(vertical) != len(slash):
-        raise BindError(f"vertical has {len(vertical)} heads, slash has {len(slash)}")
+    given = [[_list(x) for x in _list(side)] for side in (vertical, slash)]
+    if len(given[0]) != len(given[1]):
+        raise BindError(f"vertical has {len(given[0])} heads, slash has {len(given[1])}")
     tables = []
-    for name, lists in (("vertical", vertical), ("slash", slash)):
+    for name, lists in zip(("vertical", "slash"), given, strict=True):
         table = np.zeros((len(lists), length), dtype=np.bool_)
         for head, places in enumerate(lists):
-            at = _ints(name, places if isinstance(places, np.ndarray) else list(places), 1)
+            at = _ints(name, places, 1)
             if at.size and not 0 <= at.min() <= at.max() < length:
                 raise BindError(f"{name} of head {head} must lie between 0 and {length - 1}")
             table[head, at] = True
@@ -122,14 +119,20 @@ def alibi_slopes(heads: int) -> np.ndarray:
 
 
 def _list(value: Any) -> list[Any]:
-    return list(value) if hasattr(value, "__iter__") else []
+    """What is in a list, a set or an array. Raises BindError for what is none of them."""
+    try:
+        if not isinstance(value, (str, bytes, Mapping)):
+            return list(value)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise BindError("vertical and slash are lists of positions and distances, one per head")
 
 
 def _ints(name: str, value: Any, rank: int) -> np.ndarray:
     """An int64 array of a rank. Raises BindError."""
     try:
         data = np.asarray(value)
-    except ValueError:
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise BindError(f"{name} must be ints, not rows of different lengths") from None
     if data.size == 0:
         data = data.astype(np.int64)
@@ -144,7 +147,8 @@ def _ints(name: str, value: Any, rank: int) -> np.ndarray:
 
 def _whole(name: str, value: Any, least: int = 0) -> int:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
-        raise BindError(f"{name} must be an int, not {value!r}"[:200])
+        shown = " ".join(repr(value).split())
+        raise BindError(f"{name} must be an int, not {shown}"[:200])
     result = int(value)
     if not least <= result <= MAX_TOKENS:
         raise BindError(f"{name} must lie between {least} and {MAX_TOKENS}, not {result}"[:200])

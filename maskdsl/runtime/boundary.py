@@ -67,8 +67,6 @@ def check_call(
     """
     named = {"q": q, "k": k, "v": v}
     for name, x in named.items():
-        if not isinstance(x, torch.Tensor):
-            raise BindError(f"{name} must be a tensor, not {type(x).__name__}")
         if x.ndim != 4:
             order = "batch, heads, tokens, head_dim"
             order = order if want.layout == "bhnd" else "batch, tokens, heads, head_dim"
@@ -77,6 +75,7 @@ def check_call(
             raise BindError(f"{name} must be {want.dtype}, as compiled, not {x.dtype}")
         if x.device != q.device:
             raise BindError(f"{name} is on {x.device}, q on {q.device}")
+    q, k, v = (x.resolve_neg() for x in (q, k, v))  # kernels read what lies in memory
     if want.layout == "bnhd":
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     batch = q.shape[0]
@@ -102,6 +101,17 @@ def _misfit(
     return BindError(
         f"{name} has {whats[at]} {x.shape[at]}, {whose[at]} is {wanted[at]} (shape {shape})"
     )
+
+
+def check_plain(name: str, x: Any) -> None:
+    """Raises BindError for what has no values at strides in memory."""
+    if not isinstance(x, torch.Tensor):
+        raise BindError(f"{name} must be a tensor, not {type(x).__name__}")
+    if x.is_nested or x.layout != torch.strided:
+        kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.").removeprefix("_")
+        raise BindError(f"{name} is a {kind} tensor: give a dense one, padded where it must be")
+    if x.device.type == "meta":
+        raise BindError(f"{name} is on the meta device, which holds no values")
 
 
 def _first(program: Program, want: Shapes, count: int, q_offset: Any) -> int | None:
@@ -136,7 +146,7 @@ def check_inputs(
                 raise BindError(
                     f"the input '{name}' has batch {x.shape[at]} in dimension {at}, q has {batch}"
                 )
-        found[name] = x
+        found[name] = x.resolve_neg()
     return found
 
 
@@ -148,9 +158,10 @@ def tensor_of(array: Array, x: Any, device: torch.device) -> torch.Tensor:
         plain = {"b": np.bool_, "f": np.float64}.get(x.dtype.kind, np.int64)
         if x.dtype in (np.float16, np.float32, np.int32):
             plain = x.dtype.newbyteorder("=").type
-        return torch.from_numpy(np.ascontiguousarray(x, dtype=plain)).to(device)
+        return torch.from_numpy(np.require(x, plain, ["C", "W"])).to(device)
     if not isinstance(x, torch.Tensor):
         raise BindError(
             f"the input '{array.name}' must be a tensor or an array, not {type(x).__name__}"
         )
+    check_plain(f"the input '{array.name}'", x)
     return x

@@ -1,168 +1,189 @@
-"""Emitted sources on disk: written once per key, verified before they are executed.
+"""Emitted sources and measured settings on disk: written once per key, verified before use.
 
-An entry is `KEY.py` and `KEY.sha256`, the digest of the source, which is written last: without it,
-or where it does not match, the entry does not count. Entries that other users own or could have
-written do not count either. What cannot be
-cached is emitted into a private temporary directory, with a warning: never a wrong kernel.
+A cache that is damaged, of another version, full, not writable, or that others could have written
+costs a second emission and one warning; it never gives a wrong or foreign kernel. What runs is the
+text that was verified, kept in memory: what happens to the file afterwards, its eviction included,
+does not matter. What triton compiles from it lies in triton's own cache (TRITON_CACHE_DIR), about
+which nothing is known or promised here.
 """
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import linecache
 import os
-import shutil
-import stat
-import tempfile
 import threading
 import types
 import warnings
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-
-import filelock
-import platformdirs
+from contextlib import ExitStack
 
 from maskdsl.errors import CacheError
+from maskdsl.runtime.cache_entries import (
+    DEFAULT_LIMIT,
+    MARK,
+    cache_directory,
+    cache_limit,
+    evict,
+    fetch,
+    file_key,
+    store,
+)
+from maskdsl.runtime.cache_folder import Folder, cause, opened
 
-SCHEMA = "v1"
 LOCK_SECONDS = 60.0
 
-_modules: dict[tuple[Path, str], types.ModuleType] = {}
-_locks: dict[tuple[Path, str], threading.Lock] = {}
+_modules: dict[tuple[str, str], types.ModuleType] = {}  # by directory and key
+_turns: dict[tuple[str, str], threading.Lock] = {}
 _guard = threading.Lock()
-
-
-def cache_directory() -> Path:
-    """Where sources are kept: MASKDSL_CACHE_DIR, or the user's cache directory."""
-    given = os.environ.get("MASKDSL_CACHE_DIR")
-    base = Path(given) if given else Path(platformdirs.user_cache_dir("maskdsl", appauthor=False))
-    return base.expanduser().absolute() / SCHEMA
+_warned: set[str] = set()
 
 
 def load_source(key: str, emit: Callable[[], str]) -> types.ModuleType:
-    """The module of a key, executed once per process; `emit` writes its source where the cache has
-    none.
+    """The module of a key, executed once per process; `emit` gives its source where the cache has
+    none, once for all threads and processes that ask at the same time.
 
-    key: a file name without its suffix, covering all that the source depends on. Never raises for
-    the state of the cache.
+    key: covers all that the source depends on. Raises what `emit` and the source raise, and nothing
+    for the state of the cache: that is one warning, with place and cause.
     """
-    directory = cache_directory()
+    place = _place()
     with _guard:
-        lock = _locks.setdefault((directory, key), threading.Lock())
-    with lock:
-        found = _modules.get((directory, key))
+        turn = _turns.setdefault((place, key), threading.Lock())
+    with turn:
+        found = _modules.get((place, key))
         if found is None:
-            path, source = _obtain(directory, key, emit)
-            found = _modules[directory, key] = _execute(key, path, source)
+            source, file, troubles = _obtain(key, emit)
+            found = _modules[place, key] = _execute(key, file, source)
+            _warn(troubles)
         return found
 
 
 def recall(key: str) -> str | None:
-    """The text that was remembered under a key, where it is whole, unchanged and ours; never
-    raises.
+    """The text remembered under a key, where it is whole, unchanged and ours; else None. Raises
+    nothing for the state of the cache; one warning where there is something that does not count.
     """
+    own, troubles = file_key(key), list[str]()
+    text = None
     try:
-        return _read(cache_directory() / f"{key}.json")
-    except (OSError, UnicodeError):
+        with opened(cache_directory(), make=False) as folder:
+            text, fault = _look(folder, f"{own}.json")
+            if fault is not None:
+                with folder.lock(own, LOCK_SECONDS):  # whoever writes it now is done then
+                    text, fault = _look(folder, f"{own}.json")
+            if fault is not None:
+                troubles.append(fault)
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        troubles += _unused(error)
+    _warn(troubles)
+    return text
 
 
 def remember(key: str, text: str) -> None:
-    """Keeps a text under a key; warns where the cache cannot be written."""
-    directory = cache_directory()
-    try:
-        _prepare(directory)
-        with filelock.FileLock(directory / f"{key}.lock", timeout=LOCK_SECONDS, mode=0o600):
-            _write(directory / f"{key}.json", text)
-    except (OSError, filelock.Timeout) as error:
-        warnings.warn(f"the kernel cache is not used: {error}", stacklevel=3)
-
-
-def _obtain(directory: Path, key: str, emit: Callable[[], str]) -> tuple[Path, str]:
-    """(file, verified source) from the cache, or emitted into it, or beside it."""
-    path = directory / f"{key}.py"
-    source = None
-    try:
-        _prepare(directory)
-        source = _read(path)
-        if source is not None:
-            return path, source
-        with filelock.FileLock(directory / f"{key}.lock", timeout=LOCK_SECONDS, mode=0o600):
-            source = _read(path)
-            if source is None:
-                source = emit()
-                _write(path, source)
-        return path, source
-    except (OSError, filelock.Timeout) as error:
-        warnings.warn(f"the kernel cache is not used: {error}", stacklevel=3)
-    path = _private_directory() / f"{key}.py"
-    source = emit() if source is None else source
-    path.write_text(source, encoding="utf-8")
-    return path, source
-
-
-def _prepare(directory: Path) -> None:
-    """Raises OSError where the directory cannot be made, CacheError where it is not ours alone."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _ours(directory.stat()):
-        raise CacheError(f"{directory} belongs to another user, or others may write to it")
-
-
-def _ours(status: os.stat_result) -> bool:
-    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _read(path: Path) -> str | None:
-    """The source of an entry that is whole, unchanged and ours; None for any other, with a warning
-    where it is damaged.
+    """Keeps a text under a key, in place of what was there. Raises nothing for the state of the
+    cache; one warning where it cannot be written.
     """
-    marker = path.with_suffix(".sha256")
+    own = file_key(key)
     try:
-        trusted = all(stat.S_ISREG(s.st_mode) and _ours(s) for s in (path.lstat(), marker.lstat()))
-        content, digest = path.read_bytes(), marker.read_bytes()
-    except FileNotFoundError:
-        return None
-    if not trusted:
-        warnings.warn(f"{path} could have been written by others: it does not count", stacklevel=4)
-    elif digest != hashlib.sha256(content).hexdigest().encode():
-        warnings.warn(f"{path} is damaged: it does not count", stacklevel=4)
-    else:
-        return content.decode("utf-8")
-    return None
+        with opened(cache_directory()) as folder, folder.lock(own, LOCK_SECONDS):
+            store(folder, f"{own}.json", text)
+            _warn(_make_room(folder, own))
+    except OSError as error:
+        _warn(_unused(error))
 
 
-def _write(path: Path, source: str) -> None:
-    """The source first, its digest last, each whole or not at all."""
-    content = source.encode("utf-8")
-    _replace(path, content)
-    _replace(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest().encode())
+def _obtain(key: str, emit: Callable[[], str]) -> tuple[str, str, list[str]]:
+    """(source, what to call its file, what is wrong with the cache)"""
+    own, troubles = file_key(key), list[str]()
+    name = f"{own}.py"
+    with ExitStack() as stack:
+        folder = source = None
+        try:
+            folder = stack.enter_context(opened(cache_directory()))
+            source, _ = _look(folder, name)
+            if source is None:
+                stack.enter_context(folder.lock(own, LOCK_SECONDS))
+                source, fault = _look(folder, name)
+                troubles += [] if fault is None else [fault]
+        except OSError as error:
+            folder = None
+            troubles += _unused(error)
+        if source is None:
+            source = emit()
+            if folder is None:
+                return source, f"<maskdsl {own}>", troubles
+            try:
+                store(folder, name, source)
+                troubles += _make_room(folder, own)
+            except OSError as error:
+                troubles += _unused(error)
+                return source, f"<maskdsl {own}>", troubles
+        assert folder is not None
+        return source, str(folder.path / name), troubles
 
 
-def _replace(path: Path, content: bytes) -> None:
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+def _look(folder: Folder, name: str) -> tuple[str | None, str | None]:
+    """(text, None), (None, why the entry does not count), or (None, None) where there is none."""
     try:
-        with os.fdopen(number, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        text = fetch(folder, name)
+    except OSError as error:
+        return None, f"{folder.path / name} {cause(error)}: it does not count, and is made anew"
+    if text is not None:
+        folder.touch(name + MARK)
+    return text, None
 
 
-@cache
-def _private_directory() -> Path:
-    directory = Path(tempfile.mkdtemp(prefix="maskdsl-"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return directory
+def _make_room(folder: Folder, own: str) -> list[str]:
+    """Evicts other keys down to the limit; what is wrong with that limit. Raises OSError."""
+    try:
+        limit, troubles = cache_limit(), list[str]()
+    except CacheError as error:
+        limit, troubles = DEFAULT_LIMIT, _once(f"{error}: {DEFAULT_LIMIT >> 20}M is taken")
+    evict(folder, limit, own)
+    return troubles
 
 
-def _execute(key: str, path: Path, source: str) -> types.ModuleType:
+def _place() -> str:
+    try:
+        return str(cache_directory())
+    except CacheError:
+        return ""
+
+
+def _unused(error: OSError) -> list[str]:
+    where = _place()
+    return _once(f"the kernel cache is not used: {where}{': ' if where else ''}{cause(error)}")
+
+
+def _once(trouble: str) -> list[str]:
+    """It, where this process has not said it before: not for each kernel."""
+    with _guard:
+        known = trouble in _warned
+        _warned.add(trouble)
+    return [] if known else [trouble]
+
+
+def _warn(troubles: list[str]) -> None:
+    if troubles:
+        warnings.warn("; ".join(troubles), stacklevel=4)
+
+
+def _execute(key: str, file: str, source: str) -> types.ModuleType:
     """Runs the verified text itself; whoever asks for the file's lines is given the same text."""
     module = types.ModuleType(f"maskdsl_kernel_{hashlib.sha256(key.encode()).hexdigest()[:16]}")
-    module.__file__ = str(path)
-    linecache.cache[str(path)] = (len(source), None, source.splitlines(keepends=True), str(path))
-    exec(compile(source, str(path), "exec"), module.__dict__)
+    module.__file__ = file
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec"), module.__dict__)
     return module
+
+
+def _fork() -> None:
+    """Locks that threads of the parent held are nobody's in a forked process."""
+    global _guard
+    _guard = threading.Lock()
+    _turns.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fork)

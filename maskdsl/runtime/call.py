@@ -14,7 +14,7 @@ from maskdsl.ir.nodes import Array
 from maskdsl.ir.program import Program
 from maskdsl.language.binding import whole
 from maskdsl.pattern import Mask
-from maskdsl.runtime.boundary import tensor_of
+from maskdsl.runtime.boundary import check_plain, tensor_of
 from maskdsl.runtime.choices import Choices
 from maskdsl.runtime.op import attention, register
 
@@ -92,8 +92,14 @@ class Attention:
             )
         return self._able
 
-    def empty(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Pair:
+    def empty(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: Tensors,
+        q_offset: int | None,
+    ) -> Pair:  # fmt: skip
         """(out, lse) as `forward` lays them, with anything in them."""
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            if x.ndim != 4:
+                raise BindError(f"{name} must have 4 dimensions, not shape {tuple(x.shape)}")
         q, v = self._turned(q), self._turned(v)
         shape = q.shape[:3]
         order = [0, 1, 2]
@@ -126,8 +132,7 @@ def attend(
 ) -> torch.Tensor | Pair:  # fmt: skip
     """A call of the kernel that the operator knows by `handle`; arrays: its inputs."""
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, torch.Tensor):
-            raise BindError(f"{name} must be a tensor, not {type(x).__name__}")
+        check_plain(name, x)
     given = [tensor_of(a, x, q.device) for a, x in match_inputs(arrays, inputs)]
     if q_offset is not None and not isinstance(q_offset, torch.SymInt):
         q_offset = whole("q_offset", q_offset, least=0)

@@ -116,6 +116,14 @@ class Kernel(Planned, Attention):
             results.append(zeros.contiguous())
         return [x for x, w in zip(results, wanted, strict=True) if w]
 
+    def empty(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: Tensors,
+        q_offset: int | None,
+    ) -> Pair:  # fmt: skip
+        """(out, lse) as `forward` lays them, with anything in them. Raises BindError."""
+        self._call(q, k, v, inputs, q_offset)
+        return super().empty(q, k, v, inputs, q_offset)
+
     def _call(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: Tensors,
         q_offset: int | None,

@@ -35,7 +35,10 @@ class Attends(Protocol):
     def batch_dims(self) -> Sequence[int | None]:
         """The dimension of each input that counts batch entries, if any."""
 
-    def empty(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, /) -> Tensors:
+    def empty(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: Tensors,
+        q_offset: int | None, /,
+    ) -> Tensors:  # fmt: skip
         """(out, lse) of a call, of the right shapes, strides and dtypes."""
 
     def empty_gradients(
@@ -112,7 +115,7 @@ def _fake_forward(
     q_offset: int | None = None,
 ) -> Tensors:  # fmt: skip
     found = _traced[kernel] = _find(kernel)
-    return found.empty(q, k, v)
+    return found.empty(q, k, v, inputs, q_offset)
 
 
 def _fake_backward(
@@ -221,6 +224,11 @@ def _autocast(
         return attention(q, k, v, inputs, kernel, q_offset)
 
 
+def _autocast_backward(*arguments: Any) -> list[torch.Tensor]:
+    with torch.autocast(arguments[0].device.type, enabled=False):
+        return attention_backward(*arguments)
+
+
 def _vmap_forward(
     info: Any, in_dims: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
     inputs: list[torch.Tensor], kernel: str, q_offset: int | None = None,
@@ -257,6 +265,7 @@ _library.impl("attention", _autograd_forward, "Autograd")
 _library.impl("attention_backward", _autograd_backward, "Autograd")
 for _key in ("AutocastCPU", "AutocastCUDA"):
     _library.impl("attention", _autocast, _key)
+    _library.impl("attention_backward", _autocast_backward, _key)
 torch.library.register_fake("maskdsl::attention", _fake_forward, lib=_library)
 torch.library.register_fake("maskdsl::attention_backward", _fake_backward, lib=_library)
 torch.library.register_vmap("maskdsl::attention", _vmap_forward, lib=_library)

@@ -138,6 +138,13 @@ class OpenKernel(Kernel):
         """(out, lse). Raises BindError, EvalError, PlanError, CompileError."""
         return self._at(q, k, inputs).forward(q, k, v, inputs, q_offset)
 
+    def empty(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: Tensors,
+        q_offset: int | None,
+    ) -> Pair:  # fmt: skip
+        """(out, lse) as `forward` lays them, for any extents."""
+        return Attention.empty(self, q, k, v, inputs, q_offset)
+
     def gradients(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
         lse: torch.Tensor, do: torch.Tensor, grad_lse: torch.Tensor | None, inputs: Tensors,

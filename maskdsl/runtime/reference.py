@@ -35,7 +35,8 @@ class Reference:
 
     def forward(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         """(out, lse): (batch, heads, queries, value_dim) in q's dtype, (batch, heads, queries) in
-        float32 or float64.
+        float32 or float64. What keys and values that nobody may see hold does not matter, be it
+        infinite or NaN.
         """
         q, k, v, first = call.q, call.k, call.v, call.first or 0
         batch, heads = q.shape[:2]
@@ -50,17 +51,21 @@ class Reference:
                 if key not in masks:
                     keep = dense(self.program, h, b, first, q.shape[2], host)
                     masks[key] = torch.from_numpy(keep).to(q.device)
-                s = q[b, h].to(compute) @ k[b, h // group].to(compute).mT * self.scale
+                own = (q[b, h], k[b, h // group], v[b, h // group])
+                queries, keys, values = (x.to(compute) for x in own)
+                wild = _wild(keys, values, masks[key])
+                s = _products(queries, keys, wild) * self.scale
                 s = self._score(s, h, b, first, call.inputs)
                 s = s.masked_fill(~masks[key], -math.inf)
                 lse = torch.logsumexp(s, -1)
                 sink = sink_of(self.program, call, b, torch.tensor([h], device=s.device), compute)
                 lse = lse if sink is None else torch.logaddexp(lse, sink)
                 p = torch.exp(s - lse[:, None].masked_fill(lse[:, None] == -math.inf, 0))
-                outs.append((p @ v[b, h // group].to(compute)).to(q.dtype))
+                outs.append(_sums(p, values, wild).to(q.dtype))
                 lses.append(lse)
-        out = torch.stack(outs) if outs else q.new_empty((0, q.shape[2], v.shape[3]))
-        lse = torch.stack(lses) if lses else q.new_empty((0, q.shape[2]), dtype=compute)
+        if not batch:
+            return _nothing(call, compute)
+        out, lse = torch.stack(outs), torch.stack(lses)
         return out.view(batch, heads, *out.shape[1:]), lse.view(batch, heads, q.shape[2])
 
     def gradients(
@@ -100,6 +105,45 @@ class Reference:
             value = evaluate(block.score, leaves, inputs, space)
             scored[part.rows, part.columns] = value
         return scored
+
+
+Wild = dict[int, torch.Tensor]
+
+
+def _wild(keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -> Wild:
+    """The keys that are not finite or whose values are not, and the queries that see each."""
+    fine = (torch.isfinite(keys) & torch.isfinite(values.sum(-1, keepdim=True))).all(-1)
+    return {j: keep[:, j].nonzero()[:, 0] for j in (~fine).nonzero()[:, 0].tolist()}
+
+
+def _tame(x: torch.Tensor, wild: Wild) -> torch.Tensor:
+    at = torch.tensor(list(wild), device=x.device, dtype=torch.int64)
+    return x.index_fill(0, at, 0) if wild else x
+
+
+def _products(queries: torch.Tensor, keys: torch.Tensor, wild: Wild) -> torch.Tensor:
+    """Queries times keys; of wild keys only with the queries that see them."""
+    s = queries @ _tame(keys, wild).mT
+    for j, rows in wild.items():
+        s = s.index_put((rows, torch.tensor(j, device=s.device)), queries[rows] @ keys[j])
+    return s
+
+
+def _sums(weights: torch.Tensor, values: torch.Tensor, wild: Wild) -> torch.Tensor:
+    """Weighted sums of values; of wild ones only where they are seen."""
+    out = weights @ _tame(values, wild)
+    for j, rows in wild.items():
+        out = out.index_add(0, rows, weights[rows, j, None] * values[j])
+    return out
+
+
+def _nothing(call: Call, compute: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out, lse) of an empty batch, which has gradients, all of them zero."""
+    floats = [x for x in call.inputs.values() if x.is_floating_point()]
+    zero = sum((x.sum() * 0 for x in (call.k, call.v, *floats)), call.q.sum())
+    lse = call.q.new_zeros(call.q.shape[:3], dtype=compute) + zero.to(compute)
+    out = call.q.new_zeros((*call.q.shape[:3], call.v.shape[3])) + zero.to(call.q.dtype)
+    return out, lse
 
 
 def _host(x: Any) -> Any:
