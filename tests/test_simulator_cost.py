@@ -27,7 +27,7 @@ from maskdsl.simulator.operations import (
     Operations,
 )
 from maskdsl.simulator.passes import FORWARD, find_direction
-from maskdsl.simulator.plans import plan_rows
+from maskdsl.simulator.rows import plan_rows
 from maskdsl.simulator.traffic import Tensors, memory_traffic
 
 # Ten multiprocessors at 1 GHz that do 1024 FLOP and 16 exponentials a clock, and issue 128 lanes.
@@ -125,7 +125,7 @@ def test_machine_code_counts_instead_of_estimates():
         for c in (None, code, {"dq": code})
     ]
     assert backward[0] == backward[1]  # one kernel's code is the forward one's
-    assert backward[0].sparse.passes[1] != backward[2].sparse.passes[1]
+    assert backward[0].sparse.passes[0] != backward[2].sparse.passes[0]
     slow = replace(code, partial_instructions=4900)
     assert simulate(plan, device="h100", heads=8, compiled={"forward": slow}).time > 1.5 * times[1]
     with pytest.raises(BindError, match="shared memory"):
@@ -211,10 +211,10 @@ def test_layouts_cost_what_their_tiles_do():
 
 
 def test_backward_passes_by_hand():
-    prepare, dq, dkv = find_direction("backward")
+    dq, dkv = find_direction("backward")
     shape, nothing = TileShape(128, 64, 128, "bf16"), Operations()
-    products = [s.products for s in (prepare, dq, dkv)]
-    assert products == [0, 3, 4]  # S, dP, dQ; S, dP, dV, dK
+    assert dq.products == (2, 1)  # S, dQ; dP
+    assert dkv.products == (2, 2)  # S, dK; dP, dV
     score, pairs = Operations(integer=1, vector=3, special=1), 128 * 64
     plain, scored = (shape.work(dq, s) for s in (nothing, score))
     assert scored.vector_ops - plain.vector_ops == 2 * 3 * pairs  # the score and its derivative
@@ -226,20 +226,20 @@ def test_backward_passes_by_hand():
         simulate(plan, device="h100"),
         simulate(plan, device="h100", direction="backward"),
     )
-    assert [p.name for p in backward.sparse.passes] == ["prepare", "dq", "dkv"]
+    assert [p.name for p in backward.sparse.passes] == ["dq", "dkv"]
     assert 2.5 < backward.time / forward.time < 4
-    flops = [p.flops for p in (*forward.sparse.passes, *backward.sparse.passes[1:])]
+    flops = [p.flops for p in (*forward.sparse.passes, *backward.sparse.passes)]
     assert flops[1:] == [1.5 * flops[0], 2 * flops[0]]
 
 
 def test_each_backward_pass_is_scheduled_by_its_own_rows():
     kinds = np.zeros((1, 200, 200), int)
     kinds[0, :, 0] = FULL  # every query sees one column: 200 even rows, one long column
-    dq, dkv = simulate(FakePlan(kinds), direction="backward", device="h100").sparse.passes[1:]
+    dq, dkv = simulate(FakePlan(kinds), direction="backward", device="h100").sparse.passes
     assert dkv.compute > 15 * dq.compute
     dkv, dq = (
         simulate(FakePlan(kinds.transpose(0, 2, 1)), direction="backward", device="h100")
-    ).sparse.passes[:0:-1]
+    ).sparse.passes[::-1]
     assert dq.compute > 15 * dkv.compute
 
 
@@ -252,8 +252,8 @@ def test_columns_of_a_plan_are_those_of_its_rows():
     for row in plan.rows():
         for tile, kind in row:
             expected[int(kind == "partial"), tile] += 1
-    rows = plan_rows(plan, 1, "k")
-    found = np.repeat(np.array([rows.full, rows.partial]).T, rows.count, axis=0)
+    (rows,) = plan_rows(plan, 1, "k")
+    found = np.repeat(np.hstack([rows.full, rows.partial]), rows.count, axis=0)
     assert sorted(map(tuple, expected.T)) == sorted(map(tuple, found))
 
 
@@ -272,19 +272,19 @@ def test_a_torch_dtype_is_a_dtype():
 
 def test_memory_traffic_by_hand():
     plan = FakePlan([[[FULL, FULL, 0], [FULL, 0, 0]]], q_lanes=8, kv_lanes=4)
-    shape, rows, token = TileShape(8, 4, 32, "fp16"), plan_rows(plan, copies=5), 32 * 2
+    shapes, (rows,), token = [TileShape(8, 4, 32, "fp16")], plan_rows(plan, copies=5), 32 * 2
     tensors = Tensors(queries=16, keys=12, q_heads=5, kv_heads=5)
     q_and_o, k_and_v = 5 * 2 * 16 * token, 5 * 2 * 12 * token
     h100 = load_device("h100")
-    assert memory_traffic(rows, tensors, shape, FORWARD, h100, 1) == q_and_o + k_and_v
+    assert memory_traffic(rows, tensors, shapes, FORWARD, h100, 1) == q_and_o + k_and_v
     # k and v do not fit: once for each of two waves would be 24 keys, the visited tiles hold 12.
     small = replace(h100, last_level_cache_bytes=1)
-    assert memory_traffic(rows, tensors, shape, FORWARD, small, 1) == q_and_o + k_and_v
-    dense = plan_rows(FakePlan(np.ones((1, 2, 3), int), q_lanes=8, kv_lanes=4), 5)
-    assert memory_traffic(dense, tensors, shape, FORWARD, small, 1) == q_and_o + 2 * k_and_v
+    assert memory_traffic(rows, tensors, shapes, FORWARD, small, 1) == q_and_o + k_and_v
+    (dense,) = plan_rows(FakePlan(np.ones((1, 2, 3), int), q_lanes=8, kv_lanes=4), 5)
+    assert memory_traffic(dense, tensors, shapes, FORWARD, small, 1) == q_and_o + 2 * k_and_v
     # Five query heads that share one head of keys and values read it once.
     shared = replace(tensors, kv_heads=1)
-    assert memory_traffic(rows, shared, shape, FORWARD, h100, 1) == q_and_o + k_and_v / 5
+    assert memory_traffic(rows, shared, shapes, FORWARD, h100, 1) == q_and_o + k_and_v / 5
 
 
 def test_slow_memory_binds():
@@ -294,3 +294,62 @@ def test_slow_memory_binds():
         "memory",
         "row overhead",
     )
+
+
+def test_values_with_other_features_than_keys() -> None:
+    plan = FakePlan(np.ones((1, 300, 300), int))
+    wide, same, narrow = (
+        simulate(plan, 128, value_dim=n, device="h100", heads=2) for n in (256, 128, 64)
+    )
+    assert same == simulate(plan, 128, device="h100", heads=2)
+    # S has 128 features, P V has value_dim; dQ takes 2 x 128 + 1, dK and dV 2 x 128 + 2 of them.
+    flops = [p.sparse.passes[0].flops for p in (narrow, same, wide)]
+    assert flops == [flops[1] * x for x in (3 / 4, 1, 3 / 2)]
+    assert narrow.time < same.time < wide.time
+    backward = simulate(plan, 128, value_dim=256, device="h100", direction="backward")
+    dq, dkv = (p.flops / (2 * (300 * 128) ** 2) for p in backward.sparse.passes)
+    assert (dq, dkv) == (2 * 128 + 256, 2 * 128 + 2 * 256)
+    # k and v: 128 and 256 numbers of two bytes for each key of the one tile.
+    shape = TileShape(128, 64, 128, "bf16", 256)
+    assert shape.work(FORWARD, Operations()).bytes == 64 * (128 + 256) * 2
+    assert same.sparse.passes[0].bytes == 2 * 300 * 128 * 128 * 2 * 4
+    assert wide.sparse.passes[0].bytes == 2 * 300 * 128 * (128 + 256) * 2 * 2
+
+
+def test_heads_that_share_keys_share_the_rows_of_their_gradients() -> None:
+    plan = FakePlan(np.ones((1, 264, 64), int))
+    apart, shared = (
+        simulate(plan, heads=8, kv_heads=n, device="h100", direction="backward") for n in (8, 2)
+    )
+    rows = [p.sparse.passes[1].schedule.counts.sum() for p in (apart, shared)]
+    assert rows == [64 * 8, 64 * 2]
+    assert apart.sparse.passes[1].flops == shared.sparse.passes[1].flops
+    assert shared.time / shared.dense_time == 1
+    kinds = np.zeros((4, 3, 2), int)
+    kinds[0, :, 0], kinds[1, 0, 1], kinds[3, 1, 1] = FULL, PARTIAL, FULL
+    (rows,) = plan_rows(FakePlan(kinds), 5, "k", group=2)
+    found = sorted(zip(rows.full[:, 0], rows.partial[:, 0], rows.count, strict=True))
+    # Key tiles of heads 0 and 1 see three full tiles, and one partial; of 2 and 3 none, and a full.
+    assert found == [(0, 0, 5), (0, 1, 5), (1, 0, 5), (3, 0, 5)]
+
+
+def test_segments_have_kernels_and_tiles_of_their_own() -> None:
+    text = """
+    pattern p over video(t, s) then text(n)
+    keep video -> video: near(t, 1)
+    keep any -> text, text -> any: true
+    """
+    mask = maskdsl.parse(text).bind(t=16, s=256, n=100, heads=4)
+    plan = mask.plan(q_tile=[(1, 128), 16], kv_tile=[(1, 64), 32])
+    video, words = simulate(plan, device="h100", batch=8).sparse.passes
+    assert (video.name, words.name) == ("forward video", "forward text")
+    assert video.launch == words.launch == 5e-6
+    rows = video.schedule.counts.sum(), words.schedule.counts.sum()
+    assert rows == (16 * 2 * 4 * 8, -(-100 // 16) * 4 * 8)
+    # Every row of text sees 64 tiles of 64 tokens of the video and 4 of 32 of the text.
+    pairs = 16 * (64 * 64 + 4 * 32)
+    assert words.flops == 7 * 4 * 8 * pairs * 2 * (128 + 128)
+    names = [p.name for p in simulate(plan, direction="backward").sparse.passes]
+    assert names == ["dq video", "dq text", "dkv video", "dkv text"]
+    small = simulate(mask.plan(q_tile=[(1, 128), 128], kv_tile=[(1, 64), 64]), device="h100")
+    assert small.sparse.passes[1].flops > simulate(plan, device="h100").sparse.passes[1].flops
