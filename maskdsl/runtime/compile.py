@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -28,8 +29,9 @@ from maskdsl.runtime.triton_autograd import TritonAttention
 from maskdsl.runtime.triton_backend import FORWARD, LEAST_SCALE
 from maskdsl.runtime.triton_decode import TritonDecode
 from maskdsl.runtime.tuning import Tuned
-from maskdsl.simulator import simulate
+from maskdsl.simulator import CompiledKernel, simulate
 from maskdsl.simulator.devices import device_for, dtype_name
+from maskdsl.simulator.kernels import read_loops
 from maskdsl.simulator.layout import layout_cost
 
 BACKENDS = ("auto", "triton", "torch", "reference")
@@ -121,6 +123,7 @@ class Kernel:
         self.precision = precision
         self._tiles = q_tile, kv_tile
         self._plans: dict[str, Plan] = {}
+        self._compiled: dict[str, CompiledKernel | None] = {}
         self._run = self._backend()
 
     @cached_property
@@ -219,6 +222,20 @@ class Kernel:
             return resources(self.source, target or self.target)
         gradients = [s for name, s in self.sources.items() if name != "forward"]
         return together(resources_many([(s, target or self.target) for s in gradients]))
+
+    def compiled(self, direction: str = "forward") -> CompiledKernel | None:
+        """What the machine code of one kernel ("forward", "dq" or "dkv") tells `simulate`; None
+        without Triton, and where it is not read. Raises CompileError.
+        """
+        if find_spec("triton") is None:
+            return None
+        if direction not in self._compiled:
+            plan, spec = self.plan_of(direction), self._spec
+            warps = self._emission.spec.num_warps if direction == "forward" else 0
+            warps = warps or spec.settings(*plan_lanes(plan), direction)[0]
+            found = resources(self.sources[direction], self.target)
+            self._compiled[direction] = read_loops(found, plan, warps)
+        return self._compiled[direction]
 
     def _backend(self) -> Callable[[Call, bool], tuple[torch.Tensor, torch.Tensor | None]]:
         program = self.mask.program

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from maskdsl.simulator.cost import CompiledKernel
 from maskdsl.simulator.devices import Device, dtype_name
+from maskdsl.simulator.operations import pair_work
 from maskdsl.simulator.passes import Pass
-from maskdsl.simulator.plans import PlanLike
+from maskdsl.simulator.plans import PlanLike, lanes_of
 
 
 class KernelLike(Protocol):
@@ -19,6 +20,10 @@ class KernelLike(Protocol):
     one pass says, or None where it cannot be compiled here.
     """
 
+    @property
+    def mask(self) -> Any: ...
+    @property
+    def backend(self) -> str: ...
     @property
     def plan(self) -> Any: ...
     @property
@@ -33,9 +38,11 @@ class KernelLike(Protocol):
 
 @dataclass(frozen=True)
 class Known:
-    """plan: of the forward kernel. plans, compiled: by name of the pass."""
+    """subject: the plan of the forward kernel; the mask, where the kernel is none of Triton's.
+    plans, compiled: by name of the pass.
+    """
 
-    plan: PlanLike
+    subject: Any
     plans: Mapping[str, PlanLike]
     compiled: Mapping[str, CompiledKernel]
     head_dim: int
@@ -51,45 +58,44 @@ def known_of(kernel: KernelLike, steps: Sequence[Pass], device: Device, read: bo
     """What a kernel says of itself. read: whether its machine code is looked at, which is for its
     own target alone.
     """
+    shapes = kernel.shapes
+    dtype = "tf32" if kernel.precision == "tf32" else dtype_name(shapes.dtype)
+    dims = shapes.head_dim, shapes.value_dim
+    if kernel.backend != "triton":
+        return Known(kernel.mask, {}, {}, *dims, dtype)
     names = [step.name for step in steps]
     read = read and kernel.target == device.target
     found = {name: kernel.compiled(name) for name in names} if read else {}
-    shapes = kernel.shapes
-    return Known(
-        kernel.plan,
-        {name: kernel.plan_of(name) for name in names},
-        {name: code for name, code in found.items() if code is not None},
-        shapes.head_dim,
-        shapes.value_dim,
-        "tf32" if kernel.precision == "tf32" else dtype_name(shapes.dtype),
-    )
+    plans = {name: kernel.plan_of(name) for name in names}
+    codes = {name: code for name, code in found.items() if code is not None}
+    return Known(kernel.plan, plans, codes, *dims, dtype)
 
 
-def read_loops(
-    resources: Any, lanes: tuple[int, int], warps: int, partial: bool, full: bool
-) -> CompiledKernel | None:
+def read_loops(resources: Any, plan: Any, warps: int) -> CompiledKernel | None:
     """What the simulator needs of one kernel's registers, shared memory and loops (as
-    `Kernel.resources` gives them, of a module with one kernel); None where its loops are not what
-    plans have.
+    `Kernel.resources` gives them, of a module with one kernel), compiled for a plan of one segment
+    on either side; None where its loops are not what such plans have.
 
-    lanes: of its tiles. partial, full: whether its plan has such tiles. The loop over full tiles is
-    the one with fewer instructions for a tile; how many tiles one turn takes is known from its
-    exponentials. Only NVIDIA's machine code is read.
+    The loop over full tiles is the one with the fewest instructions for a tile, that over partial
+    ones has the most. How many tiles one turn takes is known from its exponentials. Only NVIDIA's
+    machine code is read.
     """
     loops = [loop for own in resources.loops.values() for loop in own]
-    each = lanes[0] * lanes[1] / (32 * warps)  # exponentials of a thread for a tile
+    q_lanes, kv_lanes = lanes_of(plan.q_tile), lanes_of(plan.kv_tile)
+    if len(resources.loops) != 1 or len(q_lanes) != 1 or len(kv_lanes) != 1 or not loops:
+        return None
+    special = 1 + round(pair_work(plan)[0][0].score.special)
+    each = q_lanes[0] * kv_lanes[0] * special / (32 * warps)  # exponentials of a thread for a tile
     turns = [round(loop.get("MUFU.EX2", 0) / each) for loop in loops]
-    if len(resources.loops) != 1 or not loops or min(turns) < 1:
+    kinds = bool(plan.tiles.full) + bool(plan.tiles.partial)
+    if min(turns) < 1 or len(loops) < kinds:
         return None
     sizes = [sum(loop.values()) for loop in loops]
     tiles = sorted(size / turn for size, turn in zip(sizes, turns, strict=True))
-    if full and partial and len(tiles) < 2:
-        return None
-    outside = max(0, sum(resources.instructions.values()) - sum(sizes))
     return CompiledKernel(
         round(tiles[0]),
         round(tiles[-1]),
-        outside,
+        max(0, sum(resources.instructions.values()) - sum(sizes)),
         warps,
         resources.registers,
         resources.shared,

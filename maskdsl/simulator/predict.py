@@ -75,7 +75,7 @@ def simulate(
             if asked not in (None, own):
                 raise BindError(f"{name} is {asked!r}, but the kernel was compiled for {own!r}")
         head_dim, value_dim, dtype = known.head_dim, known.value_dim, known.dtype
-        subject, plans, compiled = known.plan, known.plans, compiled or known.compiled
+        subject, plans, compiled = known.subject, known.plans, compiled or known.compiled
     head_dim = count("head_dim", 128 if head_dim is None else head_dim)
     value_dim = count("value_dim", head_dim if value_dim is None else value_dim)
     batch = count("batch", batch)
