@@ -101,7 +101,7 @@ def simulate(
     groups = kv_heads_of(plan, asked_heads, kv_heads)
     few = None
     if queries is not None:
-        dims = head_dim, value_dim
+        dims, plans = (head_dim, value_dim), {}
         plan, few = few_queries(plan, queries, asked_heads, groups, dims, element, chosen, kernels)
     asked = total if queries is None else queries
     run = Run(
