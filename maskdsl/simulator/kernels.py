@@ -6,11 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from maskdsl.errors import BindError
 from maskdsl.simulator.cost import CompiledKernel
 from maskdsl.simulator.devices import Device, dtype_name
 from maskdsl.simulator.operations import pair_work
 from maskdsl.simulator.passes import Pass
 from maskdsl.simulator.plans import PlanLike, lanes_of
+
+Compiled = CompiledKernel | Mapping[str, CompiledKernel] | None
+
+
+def check_code(compiled: Any, steps: Sequence[Pass]) -> None:
+    """Raises BindError for what is neither a `CompiledKernel` nor a dict of them by pass."""
+    found = compiled.values() if isinstance(compiled, Mapping) else [compiled]
+    if compiled is not None and not all(isinstance(x, CompiledKernel) for x in found):
+        raise BindError("compiled is a CompiledKernel, or a dict of them by the name of the pass")
+    names = [step.name for step in steps]
+    for name in compiled if isinstance(compiled, Mapping) else ():
+        if str(name).split(" ")[0] not in names:
+            raise BindError(f"there is no pass '{name}' (known: {', '.join(names)})")
 
 
 class KernelLike(Protocol):

@@ -13,11 +13,11 @@ from maskdsl.simulator.arguments import count
 from maskdsl.simulator.bounds import bounds_of
 from maskdsl.simulator.devices import Device, dtype_name, load_device
 from maskdsl.simulator.engines import Engine, load_engine
-from maskdsl.simulator.kernels import KernelLike, is_kernel, known_of
+from maskdsl.simulator.kernels import Compiled, KernelLike, check_code, is_kernel, known_of
 from maskdsl.simulator.passes import find_direction
 from maskdsl.simulator.plans import PlanLike
 from maskdsl.simulator.prediction import Prediction
-from maskdsl.simulator.run import Compiled, Run
+from maskdsl.simulator.run import Run
 from maskdsl.simulator.shapes import few_queries, kv_heads_of, pairs_of, pieces_of, planned
 from maskdsl.simulator.traffic import Tensors
 
@@ -63,6 +63,7 @@ def simulate(
     """
     chosen, kernels = load_device(device), load_engine(engine)
     steps = find_direction(direction)
+    check_code(compiled, steps)
     subject: Any = mask_or_plan
     plans: Mapping[str, PlanLike] = {}
     if is_kernel(subject):
@@ -98,6 +99,7 @@ def simulate(
         raise BindError(
             f"heads={asked_heads}, but the mask has {own}; only a mask of 1 head is repeated"
         )
+    count("heads * batch", asked_heads * batch)
     groups = kv_heads_of(plan, asked_heads, kv_heads)
     few = None
     if queries is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -175,11 +176,15 @@ def last_tiles(plan: Any, queries: int) -> list[Numbers]:
         raise BindError("only a space that queries and keys share can have fewer queries")
     found = []
     for segment, grid in zip(plan.program.queries, plan.q_grids, strict=True):
-        numbers = np.arange(grid.count)
-        if segment.offset + segment.tokens <= total - queries:
-            numbers = numbers[:0]
-        elif len(segment.axes) == 1 and max(grid.tile.step) == 1 and not any(grid.tile.wrap):
-            numbers = numbers[-(-(-queries // min(grid.tile.pitch)) + 1) :]
+        first = max(0, total - queries - segment.offset)
+        # Tiles are numbered line after line of the first axis: those of earlier lines are left out.
+        inner = math.prod(grid.shape[1:])
+        residue, block = np.divmod(np.arange(grid.shape[0]), grid.blocks[0])
+        span = grid.tile.pitch[0] * block + grid.tile.size[0]
+        ends = grid.starts[0] + residue + grid.tile.step[0] * span
+        line = first // (segment.tokens // segment.shape[0])
+        late = np.flatnonzero((ends > line) | grid.tile.wrap[0])
+        numbers = (late[:, None] * inner + np.arange(inner)).ravel()
         tokens = grid.tokens(numbers)
         inside = (tokens >= 0) & (tokens + segment.offset >= total - queries)
         found.append(numbers[inside.any(1)])

@@ -10,14 +10,13 @@ from maskdsl.simulator.cost import CompiledKernel, TileShape, tile_costs
 from maskdsl.simulator.devices import Device
 from maskdsl.simulator.engines import Engine
 from maskdsl.simulator.estimate import Estimate, Machine, PassEstimate, Walk, estimate_pass
+from maskdsl.simulator.kernels import Compiled
 from maskdsl.simulator.occupancy import resident_programs
 from maskdsl.simulator.operations import PairWork, pair_work
 from maskdsl.simulator.passes import FORWARD, Pass
 from maskdsl.simulator.plans import PlanLike, lanes_of
 from maskdsl.simulator.rows import Numbers, Rows, dense_rows, plan_rows
 from maskdsl.simulator.traffic import Tensors
-
-Compiled = CompiledKernel | Mapping[str, CompiledKernel] | None
 
 
 @dataclass(frozen=True)

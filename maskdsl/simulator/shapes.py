@@ -81,9 +81,10 @@ def few_queries(
 
 def pairs_of(plan: Any, queries: int | None) -> int | None:
     """Allowed pairs over the plan's heads, of the last queries; None where that is not known."""
-    if queries is None or plan.pairs is None:
+    if queries in (None, plan.mask_shape[1]) or plan.pairs is None:
         pairs: int | None = plan.pairs
         return pairs
+    assert queries is not None
     keys, program = plan.mask_shape[2], getattr(plan, "program", None)
     if program is None or queries * keys > LITTLE:
         return None
@@ -96,7 +97,7 @@ def pairs_of(plan: Any, queries: int | None) -> int | None:
 def pieces_of(splits: int | None, queries: int | None, engine: Engine) -> tuple[int, ...]:
     """Numbers of pieces to try for each row. Raises BindError."""
     if splits is not None:
-        return (count("splits", splits),)
+        return (count("splits", splits, MOST_SPLITS),)
     if queries is None or not engine.splits_keys:
         return (1,)
     return tuple(1 << i for i in range(MOST_SPLITS.bit_length()))
