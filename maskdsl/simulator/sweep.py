@@ -20,7 +20,10 @@ from maskdsl.simulator.predict import simulate
 from maskdsl.simulator.prediction import Prediction
 from maskdsl.simulator.report import sweep_table
 
-OPTIONS = ("head_dim", "batch", "dtype", "direction", "queries", "engine", "splits", "lanes")
+OPTIONS = (
+    *("head_dim", "value_dim", "batch", "dtype", "direction", "queries", "engine", "splits"),
+    *("lanes", "heads", "kv_heads"),
+)
 MAX_CHOICES = 10_000
 Named = str | os.PathLike[str] | Device
 
@@ -79,8 +82,8 @@ def sweep(
 
     tiles: pairs of a query and a key tile as `Mask.plan` takes them, one tile for both, or None for
     the layout search's own. Other names are extents and parameters of the pattern, `heads`,
-    `kv_heads`, and the options `head_dim`, `batch`, `dtype`, `direction`, `queries`, `engine`,
-    `splits` and `lanes` of `simulate`; each is a value, or a list of values to try (where a value
+    `kv_heads`, and the options `head_dim`, `value_dim`, `batch`, `dtype`, `direction`, `queries`,
+    `engine`, `splits` and `lanes` of `simulate`; each is a value, or a list of values to try (where a value
     is itself a list, as of array parameters and lanes: a list of lists).
 
     least_speedup: only predictions at least so many times faster than dense attention, those that
@@ -97,7 +100,7 @@ def sweep(
     bound = _bound_names(subject)
     for name, value in choices.items():
         if name not in bound and name not in OPTIONS:
-            known = (*bound, *OPTIONS, "devices", "tiles", "least_speedup")
+            known = (*dict.fromkeys((*bound, *OPTIONS)), "devices", "tiles", "least_speedup")
             raise BindError(f"a sweep has nothing called '{name}'{nearest(name, known)}")
         lists[name] = _values(subject, name, value)
     size = math.prod(map(len, lists.values()))
@@ -125,7 +128,7 @@ def _predicted(
     subject: Any, choice: dict[str, Any], bound: Sequence[str], plans: dict[str, Any]
 ) -> Prediction:
     values = {name: x for name, x in choice.items() if name in bound}
-    options = {name: x for name, x in choice.items() if name in OPTIONS}
+    options = {name: x for name, x in choice.items() if name in OPTIONS and name not in bound}
     pair = choice.get("tiles")
     key = repr((plain(values), str(pair)))
     if key not in plans:  # planned once for all devices, where tiles are given
