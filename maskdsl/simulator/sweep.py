@@ -33,11 +33,13 @@ class Sweep(Sequence[Prediction]):
     """Predictions, best first; each says by `choice` what it is of.
 
     failed: the choices that cannot be bound or planned, and why. varied: the names of what differs.
+    least_speedup: of those shown, the densest of which are best then; None where the fastest are.
     """
 
     predictions: tuple[Prediction, ...]
     failed: tuple[tuple[Mapping[str, Any], str], ...]
     varied: tuple[str, ...]
+    least_speedup: float | None = None
 
     @property
     def best(self) -> Prediction:
@@ -66,6 +68,7 @@ class Sweep(Sequence[Prediction]):
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, texts, lists and dicts."""
         return {
+            "least_speedup": self.least_speedup,
             "predictions": [p.to_dict() for p in self.predictions],
             "failed": [{"choice": plain(choice), "why": why} for choice, why in self.failed],
         }
@@ -83,8 +86,8 @@ def sweep(
     tiles: pairs of a query and a key tile as `Mask.plan` takes them, one tile for both, or None for
     the layout search's own. Other names are extents and parameters of the pattern, `heads`,
     `kv_heads`, and the options `head_dim`, `value_dim`, `batch`, `dtype`, `direction`, `queries`,
-    `engine`, `splits` and `lanes` of `simulate`; each is a value, or a list of values to try (where a value
-    is itself a list, as of array parameters and lanes: a list of lists).
+    `engine`, `splits` and `lanes` of `simulate`; each is a value, or a list of values to try (where
+    a value is itself a list, as of array parameters and lanes: a list of lists).
 
     least_speedup: only predictions at least so many times faster than dense attention, those that
     keep the most pairs first: "what window can I afford for 3x?".
@@ -121,7 +124,7 @@ def sweep(
         found = [p for p in found if p.speedup >= least_speedup]
         found.sort(key=_kept, reverse=True)
     varied = tuple(name for name, x in lists.items() if len(x) > 1) or ("device",)
-    return Sweep(tuple(found), tuple(failed), varied)
+    return Sweep(tuple(found), tuple(failed), varied, least_speedup)
 
 
 def _predicted(
