@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from simulator_plans import FakePlan, one_line
 
 from maskdsl.errors import BindError
 from maskdsl.runtime import probe_kernels as kernels
+from maskdsl.runtime import probes
 from maskdsl.runtime.calibrate import calibrate
-from maskdsl.runtime.probes import LANES, PRODUCTS, SIDE, STEPS, WARPS, WIDE
+from maskdsl.runtime.probes import PRODUCTS, SIDE, STEPS, WARPS, WIDE
 from maskdsl.simulator import load_device, simulate
 from maskdsl.simulator.calibration import RATES, Facts, device_text, measured_rate
 
@@ -174,6 +176,29 @@ def test_what_the_products_and_loads_compute() -> None:
     kernels.nothing[(2,)](other)
 
 
+def test_every_probe_is_launched_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "COPIED", 2 * 4 * 4096)
+    facts = SimpleNamespace(multi_processor_count=1, L2_cache_size=1 << 17, major=9)
+    bench = probes.Probes("cpu")
+    bench._properties = facts
+    half = probes.COPIED // 2
+    for probe in RATES:
+        loads = "bandwidth" in probe
+        bench.out = torch.zeros(2 * SIDE * SIDE if "flops" in probe else probes.COPIED)
+        bench.out[:half] = float(loads)
+        bench.start(probe, 2)
+        written = bench.out[half:] if loads else bench.out
+        assert written.isfinite().all() and written.any(), probe
+        assert bench.work(probe) > 0
+    # Multiply-adds, an or and an addition for each; Blackwell pairs the multiply-adds.
+    lanes = bench.work("exponentials")
+    assert bench.work("multiplications") == lanes and bench.work("integers") == 2 * lanes
+    assert bench.work("instructions") == 4 * lanes
+    bench._properties.major = 10
+    assert bench.work("instructions") == 3 * lanes
+    assert bench.work("bf16_flops") == 2 * 128 * 128 * 64 * 2  # two programs
+
+
 # The kernels in machine code
 
 COUNTING = """
@@ -182,8 +207,9 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from maskdsl.runtime import probe_kernels
-from maskdsl.runtime.machine_code import read_sass
+sys.path.insert(0, sys.argv[1])  # the two files alone: all of the package takes torch, and seconds
+import probe_kernels
+from machine_code import read_sass
 tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
 found = []
 for name, types, constants, capability, warps in json.load(sys.stdin):
@@ -202,7 +228,8 @@ print(json.dumps(found))
 
 
 def test_the_machine_code_of_the_probes_holds_what_they_count() -> None:
-    arithmetic = {"LANES": LANES}
+    few_lanes = 512  # a quarter of what runs, which takes as much less time to compile
+    arithmetic = {"LANES": few_lanes}
     lanes = {"LANES": "constexpr"}
     sides = {"M": SIDE, "N": SIDE, "K": PRODUCTS["bf16_flops"][1]}
     product = {"a_ptr": "*bf16", "b_ptr": "*bf16", "out_ptr": "*fp32", "turns": "i32"}
@@ -224,14 +251,14 @@ def test_the_machine_code_of_the_probes_holds_what_they_count() -> None:
     text = json.dumps([(*job, 90, WARPS) for job in jobs])
     environment = {n: x for n, x in os.environ.items() if n != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", COUNTING], input=text, capture_output=True, text=True,
-        env={**environment, "PYTHONPATH": str(ROOT)}, check=False,
+        [sys.executable, "-c", COUNTING, str(ROOT / "maskdsl" / "runtime")],
+        input=text, capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     exponentials, multiplied, integers, mixed, cached, products = json.loads(
         done.stdout.splitlines()[-1]
     )
-    each, few = STEPS * LANES // (32 * WARPS), 24  # of a thread in one turn; around the loop
+    each, few = STEPS * few_lanes // (32 * WARPS), 24  # of a thread in one turn; around the loop
     assert exponentials["MUFU.EX2"] == multiplied["FFMA"] == each
     for counts in (integers, mixed):
         added = counts.get("VIADD", 0) + counts.get("IADD3", 0)

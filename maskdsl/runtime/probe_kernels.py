@@ -4,11 +4,15 @@ Each does `turns` times the same work in a loop that nothing can be moved out of
 needs what the one before gave.
 """
 
-# Compile-time constants are in capitals, as in emitted kernels; Triton's decorator has no types.
+# Compile-time constants are in capitals, as in emitted kernels; kernels have no types.
 # ruff: noqa: N803
-# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -16,7 +20,15 @@ import triton.language as tl
 STEPS = tl.constexpr(16)  # of a turn of the arithmetic kernels
 
 
-@triton.jit
+def probe(function: Callable[..., None]) -> Any:
+    """A kernel that is compiled once, whatever its numbers are: 1 and multiples of 16 too."""
+    numbers = [
+        n for n in ("turns", "blocks", "number", "factor") if n in signature(function).parameters
+    ]
+    return triton.jit(function, do_not_specialize=numbers)
+
+
+@probe
 def products(a_ptr, b_ptr, out_ptr, turns, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
     """out (M, N) of each program: `turns` times a (M, K) @ b (K, N), added up in float32."""
     row, column, inner = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
@@ -29,7 +41,7 @@ def products(a_ptr, b_ptr, out_ptr, turns, M: tl.constexpr, N: tl.constexpr, K: 
     tl.store(out_ptr + place, total)
 
 
-@triton.jit
+@probe
 def exponentials(out_ptr, turns, LANES: tl.constexpr):
     """STEPS exponentials of a lane in each turn."""
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
@@ -40,7 +52,7 @@ def exponentials(out_ptr, turns, LANES: tl.constexpr):
     tl.store(out_ptr + lane, x)
 
 
-@triton.jit
+@probe
 def multiplications(out_ptr, turns, factor, LANES: tl.constexpr):
     """STEPS multiply-adds of a lane in each turn."""
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
@@ -51,7 +63,7 @@ def multiplications(out_ptr, turns, factor, LANES: tl.constexpr):
     tl.store(out_ptr + lane, x)
 
 
-@triton.jit
+@probe
 def integers(out_ptr, turns, number, LANES: tl.constexpr):
     """STEPS exclusive ors and as many additions of a lane in each turn."""
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
@@ -62,7 +74,7 @@ def integers(out_ptr, turns, number, LANES: tl.constexpr):
     tl.store(out_ptr + lane, x)
 
 
-@triton.jit
+@probe
 def instructions(out_ptr, turns, factor, number, LANES: tl.constexpr):
     """STEPS times two multiply-adds, an exclusive or and an addition of a lane in each turn."""
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
@@ -76,14 +88,14 @@ def instructions(out_ptr, turns, factor, number, LANES: tl.constexpr):
     tl.store(out_ptr + lane, x.to(tl.float32) + y + z)
 
 
-@triton.jit
+@probe
 def copies(from_ptr, to_ptr, LANES: tl.constexpr):
     """LANES numbers of each program, from memory to memory."""
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     tl.store(to_ptr + lane, tl.load(from_ptr + lane))
 
 
-@triton.jit
+@probe
 def cached(from_ptr, out_ptr, turns, blocks, LANES: tl.constexpr):
     """The sum of `turns` of the `blocks` (a power of two) blocks of LANES numbers, from another one
     on in each program; past the nearest cache.
@@ -97,6 +109,6 @@ def cached(from_ptr, out_ptr, turns, blocks, LANES: tl.constexpr):
     tl.store(out_ptr + tl.program_id(0) * LANES + lane, total)
 
 
-@triton.jit
+@probe
 def nothing(out_ptr):
     """Launches, and ends."""
