@@ -109,6 +109,11 @@ def table(report: Record, direction: str) -> str:
             )
         if s["why"]:
             notes.append(f"- {record['title']}: {s['why']}")
+    errors = [summary(w, direction)["error"] for w in report["workloads"]]
+    known = [abs(e) for e in errors if e is not None]
+    if on_gpu and known:
+        mean = sum(known) / len(known)
+        notes.insert(0, f"- mean error of predictions: {mean:.1%} of {len(known)} workloads")
     return "\n".join([*lines, "", *notes])
 
 

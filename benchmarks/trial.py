@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -293,12 +294,16 @@ def _plan(problem: Problem) -> Record:
 
 def _predict(problem: Problem, direction: str) -> Record:
     w = problem.workload
-    plan = planned(problem)
-    dtype = w.dtype if w.dtype != "float32" else "fp32"
-    given = {"head_dim": w.head_dim, "batch": w.batch, "dtype": dtype, "direction": direction}
+    given = {"head_dim": w.head_dim, "batch": w.batch, "dtype": w.dtype, "direction": direction}
     if w.queries is not None:
         given["queries"] = w.queries
-    p = maskdsl.simulate(plan, device=PREDICTED, **given)  # type: ignore[arg-type]
+    subject: Any = planned(problem)
+    with suppress(maskdsl.MaskError):
+        kernel = problem.kernel()
+        if kernel.backend == "triton":  # its gradients have tiles of their own
+            subject = kernel
+    # Without its machine code, which would have to be compiled once more.
+    p = maskdsl.simulate(subject, device=PREDICTED, compiled={}, **given)  # type: ignore[arg-type]
     return {
         "device": PREDICTED,
         "seconds": p.time,

@@ -249,4 +249,4 @@ def test_only_masks_and_plans_are_simulated():
     wrong: Any = "causal"
     with pytest.raises(BindError) as error:
         simulate(wrong)
-    assert "a mask or a plan, not str" in one_line(error)
+    assert "a mask, a plan or a kernel, not str" in one_line(error)

@@ -27,7 +27,7 @@ from maskdsl.simulator.operations import (
     Operations,
 )
 from maskdsl.simulator.passes import FORWARD, find_direction
-from maskdsl.simulator.plans import plan_rows
+from maskdsl.simulator.rows import plan_rows
 from maskdsl.simulator.traffic import Tensors, memory_traffic
 
 # Ten multiprocessors at 1 GHz that do 1024 FLOP and 16 exponentials a clock, and issue 128 lanes.
@@ -125,7 +125,7 @@ def test_machine_code_counts_instead_of_estimates():
         for c in (None, code, {"dq": code})
     ]
     assert backward[0] == backward[1]  # one kernel's code is the forward one's
-    assert backward[0].sparse.passes[1] != backward[2].sparse.passes[1]
+    assert backward[0].sparse.passes[0] != backward[2].sparse.passes[0]
     slow = replace(code, partial_instructions=4900)
     assert simulate(plan, device="h100", heads=8, compiled={"forward": slow}).time > 1.5 * times[1]
     with pytest.raises(BindError, match="shared memory"):
@@ -211,10 +211,10 @@ def test_layouts_cost_what_their_tiles_do():
 
 
 def test_backward_passes_by_hand():
-    prepare, dq, dkv = find_direction("backward")
+    dq, dkv = find_direction("backward")
     shape, nothing = TileShape(128, 64, 128, "bf16"), Operations()
-    products = [s.products for s in (prepare, dq, dkv)]
-    assert products == [0, 3, 4]  # S, dP, dQ; S, dP, dV, dK
+    assert dq.products == (2, 1)  # S, dQ; dP
+    assert dkv.products == (2, 2)  # S, dK; dP, dV
     score, pairs = Operations(integer=1, vector=3, special=1), 128 * 64
     plain, scored = (shape.work(dq, s) for s in (nothing, score))
     assert scored.vector_ops - plain.vector_ops == 2 * 3 * pairs  # the score and its derivative
@@ -226,20 +226,20 @@ def test_backward_passes_by_hand():
         simulate(plan, device="h100"),
         simulate(plan, device="h100", direction="backward"),
     )
-    assert [p.name for p in backward.sparse.passes] == ["prepare", "dq", "dkv"]
+    assert [p.name for p in backward.sparse.passes] == ["dq", "dkv"]
     assert 2.5 < backward.time / forward.time < 4
-    flops = [p.flops for p in (*forward.sparse.passes, *backward.sparse.passes[1:])]
+    flops = [p.flops for p in (*forward.sparse.passes, *backward.sparse.passes)]
     assert flops[1:] == [1.5 * flops[0], 2 * flops[0]]
 
 
 def test_each_backward_pass_is_scheduled_by_its_own_rows():
     kinds = np.zeros((1, 200, 200), int)
     kinds[0, :, 0] = FULL  # every query sees one column: 200 even rows, one long column
-    dq, dkv = simulate(FakePlan(kinds), direction="backward", device="h100").sparse.passes[1:]
+    dq, dkv = simulate(FakePlan(kinds), direction="backward", device="h100").sparse.passes
     assert dkv.compute > 15 * dq.compute
     dkv, dq = (
         simulate(FakePlan(kinds.transpose(0, 2, 1)), direction="backward", device="h100")
-    ).sparse.passes[:0:-1]
+    ).sparse.passes[::-1]
     assert dq.compute > 15 * dkv.compute
 
 
@@ -252,8 +252,8 @@ def test_columns_of_a_plan_are_those_of_its_rows():
     for row in plan.rows():
         for tile, kind in row:
             expected[int(kind == "partial"), tile] += 1
-    rows = plan_rows(plan, 1, "k")
-    found = np.repeat(np.array([rows.full, rows.partial]).T, rows.count, axis=0)
+    (rows,) = plan_rows(plan, 1, "k")
+    found = np.repeat(np.hstack([rows.full, rows.partial]), rows.count, axis=0)
     assert sorted(map(tuple, expected.T)) == sorted(map(tuple, found))
 
 
@@ -272,19 +272,19 @@ def test_a_torch_dtype_is_a_dtype():
 
 def test_memory_traffic_by_hand():
     plan = FakePlan([[[FULL, FULL, 0], [FULL, 0, 0]]], q_lanes=8, kv_lanes=4)
-    shape, rows, token = TileShape(8, 4, 32, "fp16"), plan_rows(plan, copies=5), 32 * 2
+    shapes, (rows,), token = [TileShape(8, 4, 32, "fp16")], plan_rows(plan, copies=5), 32 * 2
     tensors = Tensors(queries=16, keys=12, q_heads=5, kv_heads=5)
     q_and_o, k_and_v = 5 * 2 * 16 * token, 5 * 2 * 12 * token
     h100 = load_device("h100")
-    assert memory_traffic(rows, tensors, shape, FORWARD, h100, 1) == q_and_o + k_and_v
+    assert memory_traffic(rows, tensors, shapes, FORWARD, h100, 1) == q_and_o + k_and_v
     # k and v do not fit: once for each of two waves would be 24 keys, the visited tiles hold 12.
     small = replace(h100, last_level_cache_bytes=1)
-    assert memory_traffic(rows, tensors, shape, FORWARD, small, 1) == q_and_o + k_and_v
-    dense = plan_rows(FakePlan(np.ones((1, 2, 3), int), q_lanes=8, kv_lanes=4), 5)
-    assert memory_traffic(dense, tensors, shape, FORWARD, small, 1) == q_and_o + 2 * k_and_v
+    assert memory_traffic(rows, tensors, shapes, FORWARD, small, 1) == q_and_o + k_and_v
+    (dense,) = plan_rows(FakePlan(np.ones((1, 2, 3), int), q_lanes=8, kv_lanes=4), 5)
+    assert memory_traffic(dense, tensors, shapes, FORWARD, small, 1) == q_and_o + 2 * k_and_v
     # Five query heads that share one head of keys and values read it once.
     shared = replace(tensors, kv_heads=1)
-    assert memory_traffic(rows, shared, shape, FORWARD, h100, 1) == q_and_o + k_and_v / 5
+    assert memory_traffic(rows, shared, shapes, FORWARD, h100, 1) == q_and_o + k_and_v / 5
 
 
 def test_slow_memory_binds():

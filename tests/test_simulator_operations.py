@@ -78,5 +78,5 @@ def test_the_mask_is_weighed_by_the_tiles_that_need_it():
     counts = [c.trees[0][0].partial for c in (near, far)]
     each = [masking(c.keep, of_tile({"n": 64})) for c in (near, far)]
     expected = (each[0] * counts[0] + each[1] * counts[1]) * (1 / sum(counts))
-    assert astuple(pair_work(plan).mask) == pytest.approx(astuple(expected))
+    assert astuple(pair_work(plan)[0][0].mask) == pytest.approx(astuple(expected))
     assert counts[1] > counts[0] > 0

@@ -13,7 +13,7 @@ from simulator_plans import EMPTY, FULL, PARTIAL, FakePlan
 
 import maskdsl
 from maskdsl.simulator import load_device, simulate
-from maskdsl.simulator.plans import Rows
+from maskdsl.simulator.rows import Rows
 
 DEVICES = ["a100", "b200", "h100", "h200", "mi300x", "rtx4090"]
 EXACT = 1 + 1e-9
@@ -124,11 +124,12 @@ def test_the_order_of_heads_and_rows_is_nothing(kinds, q, run, seed):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 50)] * 3), min_size=1, max_size=5), st.integers(1, 9))
 def test_pieces_of_rows_hold_all_their_tiles(groups, pieces):
-    whole = Rows(*(np.array(x) for x in zip(*groups, strict=True)))
+    full, partial, number = (np.array(x) for x in zip(*groups, strict=True))
+    whole = Rows(full[:, None], partial[:, None], number)
     parts = whole.split(pieces)
     assert parts.number == whole.number * pieces and parts.visited == whole.visited
-    assert (parts.full * parts.count).sum() == (whole.full * whole.count).sum()
-    each = (parts.full + parts.partial).reshape(pieces, -1)
+    assert parts.full_tiles == whole.full_tiles
+    each = parts.visits.reshape(pieces, -1)
     assert (each.max(0) - each.min(0) <= 1).all()
     assert parts.heaviest <= -(-whole.full.max() // pieces) + -(-whole.partial.max() // pieces)
 
@@ -150,7 +151,7 @@ def test_decoding_visits_what_the_last_queries_see(tokens, queries, condition):
     queries = min(queries, tokens)
     mask = maskdsl.parse(f"pattern p over (n) keep {condition}").bind(n=tokens, heads=4, kv_heads=2)
     plan = mask.plan(q_tile=16, kv_tile=16)
-    p = simulate(plan, queries=queries, device="h100")
+    p = simulate(plan, queries=queries, device="h100", engine="natten")  # the plan's own tiles
     first = (tokens - queries) // 16 * 16
     seen = mask.dense()[first:]  # of whole tiles
     seen = np.pad(seen, ((0, -len(seen) % 16), (0, -tokens % 16)))
@@ -158,7 +159,7 @@ def test_decoding_visits_what_the_last_queries_see(tokens, queries, condition):
     assert p.tiles["full"] + p.tiles["partial"] == 4 * visited.sum()
     assert p.bounds["rows"] == pytest.approx(plan.kv_tiles / visited.sum(1).max())
     planned = simulate(mask, queries=queries, device="h100")
-    assert planned.q_lanes == (16 if queries <= 16 else 32)
+    assert planned.q_lanes == 64  # of queries by two heads, idle ones among them
     allowed = 4 * mask.dense(queries=queries).sum()
     assert planned.bounds["flops"] == pytest.approx(4 * queries * tokens / allowed)
     assert (planned.queries, planned.keys, planned.kv_heads) == (queries, tokens, 2)

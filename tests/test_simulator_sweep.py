@@ -222,3 +222,33 @@ def test_what_pictures_show() -> None:
     assert rate < min(989.4e12, intensity * 3.35e12)
     a, b = (simulate(WINDOW.bind(n=n, window=9)) for n in (64, 128))
     assert plots.labels([a, b]) == ["h200, 64 keys", "h200, 128 keys"]
+
+
+def test_labels_of_choices_are_short() -> None:
+    tiles = [((4, 8), (2, 8)), None]
+    pattern = maskdsl.load("std/natten2d")
+    shape = {"y": 32, "x": 32, "window": [[9, 9]], "stride": [[1, 1]], "dilation": [[1, 1]]}
+    found = maskdsl.sweep(pattern, "h100", tiles, **shape, causal=[[False, False]])
+    assert sorted(plots.labels(found)) == ["tiles=4x8/2x8", "tiles=searched"]
+    both = maskdsl.sweep(pattern, ["h100", "a100"], tiles, **shape, causal=[[False, False]])
+    assert "a100, 4x8/2x8" in plots.labels(both)
+
+
+def test_tables_say_their_order() -> None:
+    options = {"n": 4096, "window": range(64, 2048, 64)}
+    fast, dense, none = (
+        maskdsl.sweep(WINDOW, "h100", least_speedup=n, **options) for n in (None, 3, 1000)
+    )
+    assert "the fastest first" in fast.table() and len(fast) == 31
+    assert "3x or faster, the densest first" in dense.table()
+    windows = [p.choice["window"] for p in dense]
+    assert windows == sorted(windows, reverse=True) and dense.to_dict()["least_speedup"] == 3
+    slower = [p for p in fast if p.choice["window"] == windows[0] + 64]
+    assert all(p.speedup < 3 for p in slower)
+    assert none.table() == "predicted: nothing is 1000x or faster"
+
+
+def test_a_plan_is_swept_over_heads_and_features() -> None:
+    plan = WINDOW.bind(n=1024, window=64).plan(lanes=64)
+    found = maskdsl.sweep(plan, "h100", heads=[1, 8], value_dim=[64, 128])
+    assert {(p.heads, p.value_dim) for p in found} == {(1, 64), (1, 128), (8, 64), (8, 128)}

@@ -68,6 +68,11 @@ class Attention:
         return self.choices.target
 
     @property
+    def precision(self) -> str:
+        """Of triton's float32 products."""
+        return self.choices.precision
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.choices.dtype
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from importlib.util import find_spec
 
 from maskdsl.codegen import Emission, GradientEmission, OverlapEmission, Spec
 from maskdsl.codegen.emit import plan_lanes
@@ -18,8 +19,9 @@ from maskdsl.runtime.choices import Choices
 from maskdsl.runtime.resources import Resources, resources, resources_many, together
 from maskdsl.runtime.torch_layout import torch_plan
 from maskdsl.runtime.triton_backend import FORWARD, LEAST_SCALE
-from maskdsl.simulator import simulate
+from maskdsl.simulator import CompiledKernel, simulate
 from maskdsl.simulator.devices import device_for, dtype_name
+from maskdsl.simulator.kernels import read_loops
 from maskdsl.simulator.layout import layout_cost
 
 DIRECTIONS = ("forward", "backward")
@@ -31,6 +33,7 @@ class Planned:
     def __init__(self, mask: Mask, choices: Choices) -> None:
         self.mask, self.choices = mask, choices
         self._plans: dict[str, Plan] = {}
+        self._compiled: dict[str, CompiledKernel | None] = {}
 
     @cached_property
     def _spec(self) -> Spec:
@@ -130,6 +133,20 @@ class Planned:
             return resources(self.source, target or self.choices.target)
         gradients = [s for name, s in self.sources.items() if name != "forward"]
         return together(resources_many([(s, target or self.choices.target) for s in gradients]))
+
+    def compiled(self, direction: str = "forward") -> CompiledKernel | None:
+        """What the machine code of one kernel ("forward", "dq" or "dkv") tells `simulate`; None
+        without Triton, and where it is not read. Raises CompileError.
+        """
+        if find_spec("triton") is None:
+            return None
+        if direction not in self._compiled:
+            plan, spec = self.plan_of(direction), self._spec
+            warps = self._emission.spec.num_warps if direction == "forward" else 0
+            warps = warps or spec.settings(*plan_lanes(plan), direction)[0]
+            found = resources(self.sources[direction], self.choices.target)
+            self._compiled[direction] = read_loops(found, plan, warps)
+        return self._compiled[direction]
 
 
 def smaller(tile: Tile, lanes: int) -> Tile:

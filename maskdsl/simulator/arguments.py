@@ -10,15 +10,19 @@ import numpy as np
 
 from maskdsl.errors import BindError
 
+MOST = 2**31 - 1  # of anything: a launch has no more programs
 
-def count(name: str, value: Any) -> int:
-    """A whole number of at least 1. Raises `BindError` for anything else."""
+
+def count(name: str, value: Any, most: int = MOST) -> int:
+    """A whole number from 1 to `most`. Raises `BindError` for anything else."""
     try:
         number = -1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = -1
     if number < 1:
-        raise BindError(f"{name} must be a whole number of at least 1, not {value!r}")
+        raise BindError(f"{name} must be a whole number of at least 1, not {value!r}"[:200])
+    if number > most:
+        raise BindError(f"{name} is at most {most}, not {value!r}"[:200])
     return number
 
 

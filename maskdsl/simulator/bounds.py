@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from maskdsl.simulator.plans import PlanLike, Rows, TileLike, lanes_of, plan_rows
+from maskdsl.simulator.plans import PlanLike, TileLike
+from maskdsl.simulator.rows import Rows, plan_rows
 
 
 def speedup_bounds(plan: PlanLike) -> dict[str, float]:
@@ -29,15 +30,19 @@ def speedup_bounds(plan: PlanLike) -> dict[str, float]:
     return bounds_of(plan, plan_rows(plan, 1), plan.pairs, heads * queries * keys)
 
 
-def bounds_of(plan: PlanLike, rows: Rows, pairs: int | None, all_pairs: int) -> dict[str, float]:
-    """The bounds of some rows of query tiles of a plan; `pairs` of `all_pairs` are allowed."""
+def bounds_of(
+    plan: PlanLike, rows: Sequence[Rows], pairs: int | None, all_pairs: int
+) -> dict[str, float]:
+    """The bounds of some rows of query tiles of a plan, by segment; `pairs` of `all_pairs` are
+    allowed.
+    """
     _, queries, keys = plan.mask_shape
     filled = _tiles(plan.q_tile, plan.q_tiles, queries) / plan.q_tiles
     across = filled * _tiles(plan.kv_tile, plan.kv_tiles, keys)
     return {
         "flops": math.nan if pairs is None else _ratio(all_pairs, pairs),
-        "tiles": _ratio(rows.number * across, rows.visited),
-        "rows": _ratio(across, rows.heaviest),
+        "tiles": _ratio(sum(r.number for r in rows) * across, sum(r.visited for r in rows)),
+        "rows": _ratio(across, max(r.heaviest for r in rows)),
     }
 
 
@@ -48,7 +53,7 @@ def _tiles(tile: TileLike | Sequence[TileLike], own: int, tokens: int) -> int:
     tiles = tile if isinstance(tile, Sequence) else (tile,)
     if all(getattr(t, "pitch", None) == getattr(t, "size", None) and _close(t) for t in tiles):
         return own
-    return min(own, -(-tokens // lanes_of(tile)))
+    return min(own, -(-tokens // max(t.lanes for t in tiles)))
 
 
 def _close(tile: TileLike) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from maskdsl.simulator.devices import ELEMENT_BYTES, Device
 from maskdsl.simulator.engines import Engine
@@ -107,12 +107,15 @@ class CompiledKernel:
 
 @dataclass(frozen=True)
 class TileShape:
-    """Lanes of a query and a key tile, features of a head, and the type of q, k and v."""
+    """Lanes of a query and a key tile, features of a head of q and k, the type of q, k and v, and
+    the features of v, if others.
+    """
 
     q_lanes: int
     kv_lanes: int
     head_dim: int
     dtype: str
+    value_dim: int | None = None
 
     @property
     def pairs(self) -> int:
@@ -120,19 +123,35 @@ class TileShape:
         return max(MIN_PRODUCT_SIDE, self.q_lanes) * max(MIN_PRODUCT_SIDE, self.kv_lanes)
 
     @property
-    def features(self) -> int:
-        """Of a head, padded as products need it."""
-        return max(MIN_PRODUCT_SIDE, 1 << (self.head_dim - 1).bit_length())
+    def features(self) -> tuple[int, int]:
+        """Of a head of q and k, and of v, padded as products need them."""
+        head, value = (max(MIN_PRODUCT_SIDE, 1 << (n - 1).bit_length()) for n in self._dims)
+        return head, value
+
+    @property
+    def _dims(self) -> tuple[int, int]:
+        return self.head_dim, self.value_dim or self.head_dim
 
     @property
     def warps(self) -> int:
         """Of a program whose machine code is not known."""
         return 4 if self.q_lanes <= 64 else 8
 
+    def token_bytes(self, tensors: tuple[int, int]) -> int:
+        """Bytes of one token of one head in so many tensors like q and k, and like v and o."""
+        return sum(n * d for n, d in zip(tensors, self._dims, strict=True)) * self.element_bytes
+
     @property
-    def token_bytes(self) -> int:
-        """Bytes of one token of one tensor of one head."""
-        return self.head_dim * ELEMENT_BYTES[self.dtype]
+    def element_bytes(self) -> int:
+        return ELEMENT_BYTES[self.dtype]
+
+    def flops(self, step: Pass) -> float:
+        """Of the matrix products of one tile."""
+        head, value = self.features
+        return 2.0 * self.pairs * (step.products[0] * head + step.products[1] * value)
+
+    def with_queries(self, lanes: int) -> TileShape:
+        return replace(self, q_lanes=lanes)
 
     def lanes(self, side: str) -> int:
         return self.q_lanes if side == "q" else self.kv_lanes
@@ -144,13 +163,13 @@ class TileShape:
         extra = score * (1 if step.softmax else 2)  # its derivative with respect to the logit too
         extra = extra + mask if mask is not None else extra
         fixed = PER_THREAD * 32 * self.warps
-        scaled = RESCALING * rows * self.features if step.softmax else 0.0
+        scaled = RESCALING * rows * self.features[1] if step.softmax else 0.0
         return Work(
-            matmul_flops=2.0 * step.products * self.pairs * self.features,
+            matmul_flops=self.flops(step),
             exponentials=self.pairs * (1 + extra.special),
             vector_ops=self.pairs * (step.vector + extra.vector) + scaled + fixed / 2,
             integer_ops=self.pairs * (step.integer + extra.integer) + fixed / 2,
-            bytes=float(step.streams * streamed * self.token_bytes),
+            bytes=float(streamed * self.token_bytes(step.streams)),
         )
 
 

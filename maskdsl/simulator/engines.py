@@ -27,8 +27,9 @@ class Engine:
     that speedups compare with. partial_ratio: the cost of a masked tile in unmasked ones, or None
     where it is counted from the mask. masks_all: whether one partial tile makes the kernel mask
     all tiles that it visits. splits_keys: whether short runs of queries may have their keys spread
-    over programs. packs_groups: whether the query heads that share keys and values are lanes of one
-    tile in decoding. lanes: of query and key tiles, by device; none where the planner's are taken.
+    over programs. packed_lanes: the least and the most lanes of a program of decoding, by target or
+    dtype, where its lanes are the query heads that share keys and values; none where a head has
+    rows of its own. lanes: of query and key tiles, by device; none where the planner's are taken.
     """
 
     name: str
@@ -38,9 +39,14 @@ class Engine:
     partial_ratio: float | None
     masks_all: bool
     splits_keys: bool
-    packs_groups: bool
+    packed_lanes: Mapping[str, tuple[int, int]]
     lanes: Mapping[str, tuple[int, int]]
     sources: Mapping[str, str] = field(compare=False, repr=False)
+
+    def lanes_packed(self, target: str, dtype: str) -> tuple[int, int] | None:
+        """The least and the most lanes of a program of decoding; None where heads are apart."""
+        found = self.packed_lanes.get(dtype) or self.packed_lanes.get(target)
+        return found or self.packed_lanes.get("default")
 
     def stall_on(self, device: str, dense: bool = False) -> float:
         """The factor for a device by its name, the engine's default for one that it does not
@@ -81,7 +87,11 @@ def _packaged(name: str) -> Engine:
         partial_ratio=data.get("partial_ratio"),
         masks_all=data["masks_all"],
         splits_keys=data["splits_keys"],
-        packs_groups=data["packs_groups"],
-        lanes={device: (q, kv) for device, (q, kv) in data.get("lanes", {}).items()},
+        packed_lanes=_pairs(data.get("packed_lanes", {})),
+        lanes=_pairs(data.get("lanes", {})),
         sources=data["sources"],
     )
+
+
+def _pairs(table: Mapping[str, list[int]]) -> dict[str, tuple[int, int]]:
+    return {name: (a, b) for name, (a, b) in table.items()}

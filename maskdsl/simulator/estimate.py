@@ -12,12 +12,12 @@ from maskdsl.simulator.cost import KernelCost, TileCosts, TileShape
 from maskdsl.simulator.devices import Device
 from maskdsl.simulator.engines import Engine
 from maskdsl.simulator.passes import Pass
-from maskdsl.simulator.plans import Rows
+from maskdsl.simulator.rows import Rows
 from maskdsl.simulator.schedule import makespan
 from maskdsl.simulator.traffic import Tensors, memory_traffic
 
 WARPGROUP = 4  # warps that issue products together; one alone has nothing to hide behind
-MOST_SPLITS = 128  # pieces of a row, where they are chosen
+MOST_SPLITS = 64  # pieces of a row: as many as the emitted kernels merge
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class PassEstimate:
     `launch` is spent before the work; `compute` (the schedule on the multiprocessors) and `memory`
     (the traffic at full bandwidth) overlap; `merge` is the time of putting together what the
     `splits` pieces of each row found. `shares` divides the multiprocessors' time until the last one
-    ends, as fractions that sum to 1 (none where nothing is computed). `flops` and `bytes` are the
-    matrix products' and the memory's.
+    ends, as fractions that sum to 1. `flops` and `bytes` are the matrix products' and the memory's.
     """
 
     name: str
@@ -136,59 +135,59 @@ class Machine:
         return sharing * cycles / self.device.clock
 
 
-def estimate_pass(
-    rows: Rows,
-    tensors: Tensors,
-    shape: TileShape,
-    step: Pass,
-    costs: TileCosts,
-    machine: Machine,
-    pieces: Sequence[int] = (1,),
-) -> PassEstimate:
+@dataclass(frozen=True)
+class Walk:
+    """Rows of one segment in one pass. shapes, costs: of the tiles of each segment that they
+    walk. name: of what runs.
+    """
+
+    name: str
+    step: Pass
+    rows: Rows
+    tensors: Tensors
+    shapes: Sequence[TileShape]
+    costs: Sequence[TileCosts]
+
+    @property
+    def own_bytes(self) -> int:
+        """Of what one row holds: of its tile's lanes, idle ones left out."""
+        shape, (tokens, heads) = self.shapes[0], self.tensors.side(self.step.side)
+        lanes = min(shape.lanes(self.step.side), -(-tokens * heads // self.rows.number))
+        return lanes * shape.token_bytes(self.step.own)
+
+
+def estimate_pass(walk: Walk, machine: Machine, pieces: Sequence[int] = (1,)) -> PassEstimate:
     """The fastest of the numbers of `pieces` into which rows may be cut."""
-    found = [_estimate(rows, tensors, shape, step, costs, machine, n) for n in pieces]
+    found = [_estimate(walk, machine, n) for n in pieces]
     return min(found, key=lambda p: p.time)
 
 
-def _estimate(
-    whole: Rows,
-    tensors: Tensors,
-    shape: TileShape,
-    step: Pass,
-    costs: TileCosts,
-    machine: Machine,
-    pieces: int,
-) -> PassEstimate:
-    device = machine.device
-    rows = whole.split(pieces)
+def _estimate(walk: Walk, machine: Machine, pieces: int) -> PassEstimate:
+    device, step, costs = machine.device, walk.step, walk.costs
+    rows = walk.rows.split(pieces)
     sharing = machine.programs(rows.number)
     slots = sharing * device.compute_units
-    moved = memory_traffic(rows, tensors, shape, step, device, slots)
-    if not step.products:
-        nothing = Schedule(np.zeros(1), np.zeros(1, dtype=np.int64), slots)
-        memory = moved / device.memory_bandwidth
-        return PassEstimate(
-            step.name, device.launch_overhead, 0.0, memory, 0.0, 1, {}, 0.0, moved, nothing
+    moved = memory_traffic(rows, walk.tensors, walk.shapes, step, device, slots)
+    full, partial, row = (
+        np.array(
+            [machine.seconds(cost, c.warps, sharing) for cost, c in zip(x, costs, strict=True)]
         )
-    full, partial = (
-        machine.seconds(cost, costs.warps, sharing) for cost in (costs.full, costs.partial)
+        for x in zip(*((c.full, c.partial, c.row) for c in costs), strict=True)
     )
     masked = rows.partial
     if machine.engine.masks_all and masked.any():
         masked = rows.full + rows.partial
     # A row moves its own tiles at one multiprocessor's share of the bandwidth, and fills and drains
     # its pipeline of loads and products once, which takes about as long as a full tile.
-    own = step.own * shape.lanes(step.side) * shape.token_bytes
-    moving = sharing * own / (device.memory_bandwidth / device.compute_units)
-    setting_up = machine.seconds(costs.row, costs.warps, sharing)
-    visited = rows.full + rows.partial
-    overhead = moving + np.where(visited > 0, full + setting_up, 0.0)
-    durations = visited * full + masked * (partial - full) + overhead
+    moving = sharing * walk.own_bytes / (device.memory_bandwidth / device.compute_units)
+    overhead = moving + np.where(rows.visits > 0, (full + row).max(), 0.0)
+    durations = (rows.full + rows.partial) @ full + masked @ (partial - full) + overhead
     compute = makespan(durations, rows.count, slots)
-    flops = 2.0 * step.products * shape.pairs * shape.features * rows.visited
-    found = float((visited * rows.count).sum()) * full
-    shares = _shares(costs.full, machine, found)
-    shares["mask arithmetic"] = float((masked * rows.count).sum()) * (partial - full)
+    shares: dict[str, float] = {}
+    for cost, seconds in zip(costs, rows.tiles * full, strict=True):
+        for name, share in _shares(cost.full, machine, float(seconds)).items():
+            shares[name] = shares.get(name, 0.0) + share
+    shares["mask arithmetic"] = float((masked * rows.count[:, None]).sum(0) @ (partial - full))
     shares["row overhead"] = float((overhead * rows.count).sum())
     shares["idle"] = max(0.0, compute * slots - sum(shares.values()))
     shares = {name: value / (compute * slots) for name, value in shares.items()}
@@ -196,17 +195,20 @@ def _estimate(
     if pieces > 1:
         # Each piece writes fp32 numbers and a log-sum-exp for each query; a second kernel reads
         # them.
-        parts = 4.0 * pieces * tensors.queries * tensors.q_heads * (shape.head_dim + 1)
+        shape, tensors = walk.shapes[0], walk.tensors
+        features = (shape.value_dim or shape.head_dim) + 1
+        parts = 4.0 * pieces * tensors.queries * tensors.q_heads * features
         merge = device.launch_overhead + 2 * parts / device.memory_bandwidth
+    flops = [n * s.flops(step) for n, s in zip(rows.tiles, walk.shapes, strict=True)]
     return PassEstimate(
-        step.name,
+        walk.name,
         device.launch_overhead,
         compute,
         moved / device.memory_bandwidth,
         merge,
         pieces,
         shares,
-        flops,
+        float(sum(flops)),
         moved,
         Schedule(durations, rows.count, slots),
     )

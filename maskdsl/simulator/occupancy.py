@@ -36,13 +36,22 @@ def resident_programs(
 def estimated_registers(shape: TileShape) -> int:
     """Of a thread of a program whose machine code is not known."""
     threads = 32 * shape.warps
-    words = shape.q_lanes * shape.features + 1.5 * shape.pairs
+    words = shape.q_lanes * shape.features[1] + 1.5 * shape.pairs
     return min(MAX_REGISTERS, PLAIN_REGISTERS + int(words / threads))
+
+
+def fits(shape: TileShape, device: Device) -> bool:
+    """Whether the tiles and their logits leave room in the shared memory of a block."""
+    head, value = shape.features
+    numbers = (
+        shape.q_lanes * head + shape.kv_lanes * (head + value) + shape.q_lanes * shape.kv_lanes
+    )
+    return numbers * shape.element_bytes <= device.shared_per_block
 
 
 def _shared(shape: TileShape, device: Device) -> int:
     """Bytes of the query tile and of as many stages of keys and values as fit."""
-    own = shape.q_lanes * shape.token_bytes
-    stage = 2 * shape.kv_lanes * shape.token_bytes
+    own = shape.q_lanes * shape.token_bytes((1, 0))
+    stage = shape.kv_lanes * shape.token_bytes((1, 1))
     stages = max(1, min(STAGES, (device.shared_per_block - own) // stage))
     return own + stages * stage

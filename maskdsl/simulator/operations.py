@@ -49,6 +49,10 @@ class Operations:
 
     __rmul__ = __mul__
 
+    @property
+    def total(self) -> float:
+        return self.integer + self.vector + self.special
+
 
 @dataclass(frozen=True)
 class PairWork:
@@ -66,26 +70,37 @@ Share = Callable[[set[str]], float]  # of a tile's keys that differ, by the axes
 LANES = 64  # of a key tile that is not known yet, the same number on every axis
 
 
-def pair_work(plan: Any) -> PairWork:
-    """The mean over a plan's partial (mask) and visited (score) tiles."""
+def pair_work(plan: Any) -> tuple[tuple[PairWork, ...], ...]:
+    """For each segment of queries and of keys the mean over the partial (mask) and visited (score)
+    tiles of all heads.
+    """
     program: Program | None = getattr(plan, "program", None)
     if program is None:
-        return UNKNOWN
+        return ((UNKNOWN,),)
     shares = [
         of_tile({name: n for (name, _), n in zip(s.axes, g.tile.size, strict=True)})
         for s, g in zip(program.keys, plan.kv_grids, strict=True)
     ]
-    mask, partial = Operations(), 0
-    score, visited = Operations(), 0
-    for c in plan.head_classes:
-        for row, trees in enumerate(c.trees):
-            for column, tree in enumerate(trees):
-                heads, share = len(c.heads), shares[column]
-                mask += masking(c.keeps[row][column], share) * (tree.partial * heads)
-                partial += tree.partial * heads
-                count = (tree.full + tree.partial) * heads
-                score += scoring(program.blocks[row][column].score, share) * count
-                visited += count
+    return tuple(
+        tuple(
+            _mean_work(plan.head_classes, program, row, column, share)
+            for column, share in enumerate(shares)
+        )
+        for row in range(len(program.queries))
+    )
+
+
+def _mean_work(
+    head_classes: Iterable[Any], program: Program, row: int, column: int, share: Share
+) -> PairWork:
+    mask, score, partial, visited = Operations(), Operations(), 0, 0
+    for c in head_classes:
+        tree, heads = c.trees[row][column], len(c.heads)
+        mask += masking(c.keeps[row][column], share) * (tree.partial * heads)
+        partial += tree.partial * heads
+        count = (tree.full + tree.partial) * heads
+        score += scoring(program.blocks[row][column].score, share) * count
+        visited += count
     return PairWork(mask * (1 / max(partial, 1)), score * (1 / max(visited, 1)))
 
 
@@ -99,11 +114,7 @@ def program_work(program: Program) -> PairWork:
         share = of_tile({name: LANES ** (1 / len(axes)) for name, _ in axes})
         masks.append(masking(b.keep, share))
         scores.append(scoring(b.score, share))
-    return PairWork(max(masks, key=_all), max(scores, key=_all))
-
-
-def _all(operations: Operations) -> float:
-    return operations.integer + operations.vector + operations.special
+    return PairWork(*(max(x, key=lambda o: o.total) for x in (masks, scores)))
 
 
 def of_tile(size: Mapping[str, float]) -> Share:

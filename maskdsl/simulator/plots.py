@@ -4,6 +4,7 @@ matplotlib.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from maskdsl.simulator.devices import Device, load_device
 from maskdsl.simulator.prediction import Prediction
 from maskdsl.simulator.schedule import timeline
 
-MAX_LABEL = 28
+ROOFS = ("#555555", "#999999", "#bbbbbb")
 MAX_ROWS = 2**16  # of a pass whose schedule is drawn
 COLORS = {"flops": "#d9d9d4", "tiles": "#a8c5da", "rows": "#5b92b8", "predicted": "#f2a65a"}
 INK = "#2a6f97"
@@ -43,7 +44,7 @@ def draw(
     first = shown[0]
     figure, axes = plt.subplots(2, 2, figsize=(13, 9), layout="constrained")
     _bounds(axes[0, 0], shown)
-    _roofline(axes[0, 1], shown, device or load_device(first.device))
+    _roofline(axes[0, 1], shown, device)
     _rows(axes[1, 0], first, labels(shown)[0])
     _schedule(axes[1, 1], first)
     target = Path(path)
@@ -55,11 +56,22 @@ def draw(
 def labels(shown: Sequence[Prediction]) -> list[str]:
     """What tells each of several predictions from the others, in a few words."""
     names = [n for n in shown[0].choice if len({str(p.choice.get(n)) for p in shown}) > 1]
+    one = len(names) == 1
     return [
-        ", ".join(f"{n}={p.choice.get(n)}" for n in names)[:MAX_LABEL]
+        ", ".join(
+            f"{n}={_short(p.choice.get(n))}" if one else _short(p.choice.get(n)) for n in names
+        )
         or f"{p.device}, {p.keys} keys"
         for p in shown
     ]
+
+
+def _short(value: Any) -> str:
+    """A chosen value: lists as `4x8x8`, a pair of lists as `4x8x8/2x8x8`."""
+    if isinstance(value, (list, tuple)):
+        deep = any(isinstance(x, (list, tuple)) for x in value)
+        return ("/" if deep else "x").join(map(_short, value))
+    return "searched" if value is None else str(value)
 
 
 def roofline_points(prediction: Prediction) -> list[tuple[float, float]]:
@@ -82,14 +94,19 @@ def _bounds(axis: Any, shown: Sequence[Prediction]) -> None:
         axis.bar(places + (i - 1.5) * width, heights, width, color=color, label=name)
     axis.set_xticks(places, labels(shown), rotation=20, ha="right")
     axis.set(title="speedup over dense attention", ylabel="times")
-    axis.legend()
+    axis.set_ylim(top=1.15 * axis.get_ylim()[1])
+    axis.legend(loc="upper center", ncols=len(COLORS))
 
 
-def _roofline(axis: Any, shown: Sequence[Prediction], device: Device) -> None:
-    peak = device.matrix_flops(shown[0].dtype)
+def _roofline(axis: Any, shown: Sequence[Prediction], device: Device | None) -> None:
+    """device: in place of those that predictions name."""
+    names = dict.fromkeys(p.device for p in shown)
+    devices = [load_device(name) for name in names] if device is None else [device]
     intensity = np.logspace(0, 5, 64)
-    roof = np.minimum(peak, intensity * device.memory_bandwidth)
-    axis.loglog(intensity, roof, color="#555555", label=f"{device.name}: memory, products")
+    for one, color in zip(devices, itertools.cycle(ROOFS)):
+        peak = one.matrix_flops(shown[0].dtype)
+        roof = np.minimum(peak, intensity * one.memory_bandwidth)
+        axis.loglog(intensity, roof, color=color, label=f"{one.name}: memory, products")
     for p, name in zip(shown, labels(shown), strict=True):
         axis.plot(*zip(*roofline_points(p), strict=True), "o", label=name)
     axis.set(title="roofline", xlabel="FLOP for a byte of memory", ylabel="FLOP/s")

@@ -7,37 +7,31 @@ from collections.abc import Mapping
 from typing import Any
 
 from maskdsl.errors import BindError
-from maskdsl.ir.definition import dense
 from maskdsl.pattern import Mask
 from maskdsl.planner import Plan
-from maskdsl.planner.layout import kernel_lanes
 from maskdsl.simulator.arguments import count
 from maskdsl.simulator.bounds import bounds_of
-from maskdsl.simulator.cost import TileShape
 from maskdsl.simulator.devices import Device, dtype_name, load_device
 from maskdsl.simulator.engines import Engine, load_engine
-from maskdsl.simulator.estimate import MOST_SPLITS
-from maskdsl.simulator.inputs import with_inputs
-from maskdsl.simulator.layout import layout_cost
-from maskdsl.simulator.operations import program_work
+from maskdsl.simulator.kernels import Compiled, KernelLike, check_code, is_kernel, known_of
 from maskdsl.simulator.passes import find_direction
-from maskdsl.simulator.plans import PlanLike, lanes_of, last_tiles, plan_rows
+from maskdsl.simulator.plans import PlanLike
 from maskdsl.simulator.prediction import Prediction
-from maskdsl.simulator.run import Compiled, Run
+from maskdsl.simulator.run import Run
+from maskdsl.simulator.shapes import few_queries, kv_heads_of, pairs_of, pieces_of, planned
 from maskdsl.simulator.traffic import Tensors
-
-LITTLE = 2**22  # pairs that are counted one by one, for a few queries
 
 
 def simulate(
-    mask_or_plan: Mask | Plan | PlanLike,
-    head_dim: int = 128,
+    mask_or_plan: Mask | Plan | PlanLike | KernelLike,
+    head_dim: int | None = None,
     batch: int = 1,
     heads: int | None = None,
-    dtype: object = "bf16",
+    dtype: object = None,
     device: str | os.PathLike[str] | Device = "h200",
     direction: str = "forward",
     *,
+    value_dim: int | None = None,
     queries: int | None = None,
     kv_heads: int | None = None,
     engine: str | Engine = "maskdsl",
@@ -49,11 +43,14 @@ def simulate(
     """Predict the time of attention under a mask, and of dense attention with tiles of as many
     lanes.
 
-    A mask is planned with the tiles that cost least by the same model (`layout_cost`). `heads`
-    defaults to the mask's; a mask of one head may be asked about with any number, which all follow
-    it. `dtype` is `"bf16"`, `"fp16"`, `"tf32"`, `"fp32"` or a torch dtype; `device` a name, a
-    `.toml` file or a `Device`; `direction` is `"forward"`, or `"backward"` for the backward pass
-    alone. The model is described in `docs/simulator.md`.
+    A mask is planned with the tiles that cost least by the same model (`layout_cost`). A kernel
+    (what `maskdsl.compile` gives) brings its own plans, head sizes and dtype, and, where Triton is
+    installed, the instructions of its machine code for the device's target. `heads` defaults to the
+    mask's; a mask of one head may be asked about with any number, which all follow it. `head_dim`
+    (128) is of q and k, `value_dim` (the same) of v. `dtype` is `"bf16"` (the default), `"fp16"`,
+    `"tf32"`, `"fp32"` or a torch dtype; `device` a name, a `.toml` file or a `Device`; `direction`
+    is `"forward"`, or `"backward"` for the backward pass alone. The model is described in
+    `docs/simulator.md`.
 
     queries: only the last so many (decoding). kv_heads: of keys and values, the mask's by default.
     engine: whose kernels, `"maskdsl"` or `"natten"`. splits: pieces into which the keys of a row
@@ -64,123 +61,92 @@ def simulate(
 
     Raises `BindError` for arguments that do not fit.
     """
-    head_dim = count("head_dim", head_dim)
-    batch = count("batch", batch)
     chosen, kernels = load_device(device), load_engine(engine)
     steps = find_direction(direction)
-    element = dtype_name(dtype)
+    check_code(compiled, steps)
+    subject: Any = mask_or_plan
+    plans: Mapping[str, PlanLike] = {}
+    if is_kernel(subject):
+        known = known_of(subject, steps, chosen, queries is None and compiled is None)
+        for name, own, asked in (
+            ("head_dim", known.head_dim, head_dim),
+            ("value_dim", known.value_dim, value_dim),
+            ("dtype", known.dtype, None if dtype is None else dtype_name(dtype)),
+        ):
+            if asked not in (None, own):
+                raise BindError(f"{name} is {asked!r}, but the kernel was compiled for {own!r}")
+        head_dim, value_dim, dtype = known.head_dim, known.value_dim, known.dtype
+        subject, plans, compiled = known.subject, known.plans, compiled or known.compiled
+    head_dim = count("head_dim", 128 if head_dim is None else head_dim)
+    value_dim = count("value_dim", head_dim if value_dim is None else value_dim)
+    batch = count("batch", batch)
+    element = dtype_name("bf16" if dtype is None else dtype)
     if queries is not None:
         queries = count("queries", queries)
         if direction != "forward":
             raise BindError("queries= is for decoding, which has a forward pass alone")
-    if isinstance(mask_or_plan, Mask):
-        mask = mask_or_plan if inputs is None else with_inputs(mask_or_plan, inputs)
-        asked_lanes = _lanes(lanes, head_dim, queries, chosen, kernels)
-        work = program_work(mask.closed())
-        cost = layout_cost(chosen, head_dim, element, steps[-1], work, kernels)
-        plan: PlanLike = mask.plan(lanes=asked_lanes, cost=cost)
-    elif not hasattr(mask_or_plan, "row_counts"):
-        raise BindError(f"simulate takes a mask or a plan, not {type(mask_or_plan).__name__}")
+    plan = subject
+    if isinstance(subject, Mask):
+        dims = head_dim, value_dim
+        plan = planned(subject, dims, element, chosen, kernels, steps[-1], lanes, inputs)
+    elif not hasattr(subject, "row_counts"):
+        raise BindError(f"simulate takes a mask, a plan or a kernel, not {type(subject).__name__}")
     elif inputs is not None or lanes is not None:
         raise BindError("inputs and lanes can be given with a mask, not with a plan, which is made")
-    else:
-        mask, plan = None, mask_or_plan
     own, total, keys = plan.mask_shape
-    asked = own if heads is None else count("heads", heads)
-    if own not in (1, asked):
-        raise BindError(f"heads={asked}, but the mask has {own}; only a mask of 1 head is repeated")
-    groups = _kv_heads(plan, asked, kv_heads)
-    copies = asked // own
-    shape = TileShape(lanes_of(plan.q_tile), lanes_of(plan.kv_tile), head_dim, element)
-    rows = plan_rows(plan, 1, only=None if queries is None else last_tiles(plan, queries))
-    pairs, asked_queries = plan.pairs, total
+    asked_heads = own if heads is None else count("heads", heads)
+    if own not in (1, asked_heads):
+        raise BindError(
+            f"heads={asked_heads}, but the mask has {own}; only a mask of 1 head is repeated"
+        )
+    count("heads * batch", asked_heads * batch)
+    groups = kv_heads_of(plan, asked_heads, kv_heads)
+    few = None
     if queries is not None:
-        asked_queries, pairs = queries, _few_pairs(mask, plan, queries)
-    packed = 1
-    if queries is not None and kernels.packs_groups and len(plan.head_classes) == 1:
-        packed = asked // groups if queries * (asked // groups) <= shape.q_lanes else 1
+        dims, plans = (head_dim, value_dim), {}
+        plan, few = few_queries(plan, queries, asked_heads, groups, dims, element, chosen, kernels)
+    asked = total if queries is None else queries
     run = Run(
-        plan,
-        copies * batch,
-        packed,
-        Tensors(asked_queries * packed, keys, asked * batch // packed, groups * batch),
-        shape,
+        {step.name: plans.get(step.name, plan) for step in steps},
+        asked_heads // own * batch,
+        Tensors(asked, keys, asked_heads * batch, groups * batch),
+        head_dim,
+        value_dim,
+        element,
         chosen,
         kernels,
-        _pieces(splits, queries, kernels),
+        pieces_of(splits, queries, kernels),
         compiled,
-        only_rows=None if queries is None else rows,
+        few,
     )
-    visited, full = rows.visited, int((rows.full * rows.count).sum())
+    rows = run.forward_rows(plan)
+    number, visited = sum(r.number for r in rows), sum(r.visited for r in rows)
+    full = sum(r.full_tiles for r in rows)
+    q_lanes, kv_lanes = run.lanes_of(plan)
+    sparse = run.sparse(steps)
+    read = any(run.code_of(p.name) for p in sparse.passes)
     return Prediction(
         device=chosen.name,
         engine=kernels.name,
         dtype=element,
         direction=direction,
         batch=batch,
-        heads=asked,
+        heads=asked_heads,
         kv_heads=groups,
-        queries=asked_queries,
+        queries=asked,
         keys=keys,
         head_dim=head_dim,
-        q_lanes=shape.q_lanes,
-        kv_lanes=shape.kv_lanes,
+        value_dim=value_dim,
+        q_lanes=max(q_lanes),
+        kv_lanes=max(kv_lanes),
         tiles={
-            "empty": rows.number * plan.kv_tiles - visited,
+            "empty": number * plan.kv_tiles - visited,
             "full": full,
             "partial": visited - full,
-            "total": rows.number * plan.kv_tiles,
+            "total": number * plan.kv_tiles,
         },
-        bounds=bounds_of(plan, rows, pairs, own * asked_queries * keys),
-        sparse=run.estimate(steps, dense=False),
-        dense=run.estimate(steps, dense=True),
+        bounds=bounds_of(plan, rows, pairs_of(plan, queries), own * asked * keys),
+        costs="machine code" if read else "estimates",
+        sparse=sparse,
+        dense=run.dense(steps),
     )
-
-
-def _lanes(
-    given: tuple[int, int] | int | None,
-    head_dim: int,
-    queries: int | None,
-    device: Device,
-    engine: Engine,
-) -> tuple[int, int] | int:
-    """Those asked for, the engine's, or those of kernels of this head_dim; of fewer query lanes for
-    a few queries.
-    """
-    if given is not None:
-        return given
-    q, kv = engine.lanes.get(device.name) or kernel_lanes(head_dim)
-    if queries is not None:
-        q = min(q, max(16, 1 << (queries - 1).bit_length()))
-    return q, kv
-
-
-def _kv_heads(plan: Any, heads: int, given: int | None) -> int:
-    """Of keys and values: those asked about, or in the mask's own ratio."""
-    if given is None:
-        program = getattr(plan, "program", None)
-        return heads if program is None else heads * program.kv_heads // program.heads
-    if heads % count("kv_heads", given):
-        raise BindError(f"heads ({heads}) must be a multiple of kv_heads ({given})")
-    return given
-
-
-def _few_pairs(mask: Mask | None, plan: PlanLike, queries: int) -> int | None:
-    """Allowed pairs of the last queries over the mask's heads, or None where that is not known."""
-    keys = plan.mask_shape[2]
-    if mask is None or plan.pairs is None or queries * keys > LITTLE:
-        return None
-    program = mask.closed()
-    return sum(
-        int(dense(program, c.heads[0], 0, keys - queries, queries, {}).sum()) * len(c.heads)
-        for c in plan.head_classes
-    )
-
-
-def _pieces(splits: int | None, queries: int | None, engine: Engine) -> tuple[int, ...]:
-    """Numbers of pieces to try for each row."""
-    if splits is not None:
-        return (count("splits", splits),)
-    if queries is None or not engine.splits_keys:
-        return (1,)
-    return tuple(1 << i for i in range(MOST_SPLITS.bit_length()))

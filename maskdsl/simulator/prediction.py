@@ -17,7 +17,8 @@ class Prediction:
 
     `sparse` is the estimate under the plan, `dense` the one where every tile is visited and none is
     masked. `bounds` are those of `speedup_bounds`. `heads`, `kv_heads` and `batch` are those asked
-    about; `tiles` counts those of the plan's own heads. `choice` is what a sweep chose.
+    about; `tiles` counts those of the plan's own heads. `costs` says what instructions were counted
+    in: "machine code" or "estimates". `choice` is what a sweep chose.
     """
 
     device: str
@@ -30,10 +31,12 @@ class Prediction:
     queries: int
     keys: int
     head_dim: int
+    value_dim: int
     q_lanes: int
     kv_lanes: int
     tiles: dict[str, int]
     bounds: dict[str, float]
+    costs: str
     sparse: Estimate
     dense: Estimate
     choice: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -71,8 +74,17 @@ class Prediction:
         """Plain numbers, texts and dicts. Bounds of an empty mask are `float("inf")`."""
         names = (
             *("device", "engine", "dtype", "direction", "batch", "heads", "kv_heads", "queries"),
-            *("keys", "head_dim", "q_lanes", "kv_lanes", "time", "dense_time", "speedup"),
-            *("splits", "bottleneck"),
+            *(
+                "keys",
+                "head_dim",
+                "value_dim",
+                "q_lanes",
+                "kv_lanes",
+                "time",
+                "dense_time",
+                "speedup",
+            ),
+            *("splits", "bottleneck", "costs"),
         )
         return {
             **{name: getattr(self, name) for name in names},

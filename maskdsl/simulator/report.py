@@ -60,7 +60,11 @@ def prediction_table(prediction: Prediction) -> str:
 
 def sweep_table(sweep: Sweep) -> str:
     """One line for each prediction of a sweep, with what varies between them."""
-    table = Table(title="predicted, best first", title_justify="left")
+    least = sweep.least_speedup
+    order = "the fastest first" if least is None else f"{least:g}x or faster, the densest first"
+    if not sweep.predictions:
+        return f"predicted: nothing is {least:g}x or faster"
+    table = Table(title=f"predicted, {order}", title_justify="left")
     for name in sweep.varied:
         table.add_column(name)
     for name in ("time", "dense time", "speedup", "bound by tiles"):

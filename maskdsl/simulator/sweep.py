@@ -20,7 +20,10 @@ from maskdsl.simulator.predict import simulate
 from maskdsl.simulator.prediction import Prediction
 from maskdsl.simulator.report import sweep_table
 
-OPTIONS = ("head_dim", "batch", "dtype", "direction", "queries", "engine", "splits", "lanes")
+OPTIONS = (
+    *("head_dim", "value_dim", "batch", "dtype", "direction", "queries", "engine", "splits"),
+    *("lanes", "heads", "kv_heads"),
+)
 MAX_CHOICES = 10_000
 Named = str | os.PathLike[str] | Device
 
@@ -30,11 +33,13 @@ class Sweep(Sequence[Prediction]):
     """Predictions, best first; each says by `choice` what it is of.
 
     failed: the choices that cannot be bound or planned, and why. varied: the names of what differs.
+    least_speedup: of those shown, the densest of which are best then; None where the fastest are.
     """
 
     predictions: tuple[Prediction, ...]
     failed: tuple[tuple[Mapping[str, Any], str], ...]
     varied: tuple[str, ...]
+    least_speedup: float | None = None
 
     @property
     def best(self) -> Prediction:
@@ -63,6 +68,7 @@ class Sweep(Sequence[Prediction]):
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, texts, lists and dicts."""
         return {
+            "least_speedup": self.least_speedup,
             "predictions": [p.to_dict() for p in self.predictions],
             "failed": [{"choice": plain(choice), "why": why} for choice, why in self.failed],
         }
@@ -79,9 +85,9 @@ def sweep(
 
     tiles: pairs of a query and a key tile as `Mask.plan` takes them, one tile for both, or None for
     the layout search's own. Other names are extents and parameters of the pattern, `heads`,
-    `kv_heads`, and the options `head_dim`, `batch`, `dtype`, `direction`, `queries`, `engine`,
-    `splits` and `lanes` of `simulate`; each is a value, or a list of values to try (where a value
-    is itself a list, as of array parameters and lanes: a list of lists).
+    `kv_heads`, and the options `head_dim`, `value_dim`, `batch`, `dtype`, `direction`, `queries`,
+    `engine`, `splits` and `lanes` of `simulate`; each is a value, or a list of values to try (where
+    a value is itself a list, as of array parameters and lanes: a list of lists).
 
     least_speedup: only predictions at least so many times faster than dense attention, those that
     keep the most pairs first: "what window can I afford for 3x?".
@@ -97,7 +103,7 @@ def sweep(
     bound = _bound_names(subject)
     for name, value in choices.items():
         if name not in bound and name not in OPTIONS:
-            known = (*bound, *OPTIONS, "devices", "tiles", "least_speedup")
+            known = (*dict.fromkeys((*bound, *OPTIONS)), "devices", "tiles", "least_speedup")
             raise BindError(f"a sweep has nothing called '{name}'{nearest(name, known)}")
         lists[name] = _values(subject, name, value)
     size = math.prod(map(len, lists.values()))
@@ -118,14 +124,14 @@ def sweep(
         found = [p for p in found if p.speedup >= least_speedup]
         found.sort(key=_kept, reverse=True)
     varied = tuple(name for name, x in lists.items() if len(x) > 1) or ("device",)
-    return Sweep(tuple(found), tuple(failed), varied)
+    return Sweep(tuple(found), tuple(failed), varied, least_speedup)
 
 
 def _predicted(
     subject: Any, choice: dict[str, Any], bound: Sequence[str], plans: dict[str, Any]
 ) -> Prediction:
     values = {name: x for name, x in choice.items() if name in bound}
-    options = {name: x for name, x in choice.items() if name in OPTIONS}
+    options = {name: x for name, x in choice.items() if name in OPTIONS and name not in bound}
     pair = choice.get("tiles")
     key = repr((plain(values), str(pair)))
     if key not in plans:  # planned once for all devices, where tiles are given

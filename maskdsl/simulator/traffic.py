@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from maskdsl.simulator.cost import TileShape
 from maskdsl.simulator.devices import Device
 from maskdsl.simulator.passes import Pass
-from maskdsl.simulator.plans import Rows
+from maskdsl.simulator.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,15 @@ class Tensors:
 
 
 def memory_traffic(
-    rows: Rows, tensors: Tensors, shape: TileShape, step: Pass, device: Device, programs: int
+    rows: Rows,
+    tensors: Tensors,
+    shapes: Sequence[TileShape],
+    step: Pass,
+    device: Device,
+    programs: int,
 ) -> float:
-    """Bytes that all `rows` read from and write to memory, `programs` of them at a time.
+    """Bytes that all `rows` read from and write to memory, `programs` of them at a time. shapes: of
+    the tiles of each segment that they walk.
 
     Tensors of the rows' own side count once and whole. Walked ones (k and v; for rows of keys, q
     and do) are shared by the rows that run at the same time: those of one head, and of the heads
@@ -37,12 +44,13 @@ def memory_traffic(
     """
     tokens, heads = tensors.side(step.side)
     walked_tokens, walked_heads = tensors.side("k" if step.side == "q" else "q")
-    own = float(step.own * tokens * heads * shape.token_bytes)
-    walked = step.streams * walked_tokens * shape.token_bytes  # of one head
+    own = float(tokens * heads * shapes[0].token_bytes(step.own))
+    each = shapes[0].token_bytes(step.streams)
+    walked = walked_tokens * each  # of one head
     sharing = max(1.0, tensors.q_heads / tensors.kv_heads) if step.side == "q" else 1.0
-    rows_of_head = max(1, rows.number // max(tensors.q_heads, 1))
+    rows_of_head = max(1, rows.number // max(heads, 1))
     fits = walked <= device.last_level_cache_bytes
     waves = 1 if fits else -(-rows_of_head // programs)
-    lanes = shape.lanes("k" if step.side == "q" else "q")
-    visited = rows.visited * step.streams * lanes * shape.token_bytes / sharing
-    return own + min(float(waves * walked * walked_heads), visited)
+    other = "k" if step.side == "q" else "q"
+    lanes = sum(int(n) * s.lanes(other) for n, s in zip(rows.tiles, shapes, strict=True))
+    return own + min(float(waves * walked * walked_heads), lanes * each / sharing)
