@@ -321,7 +321,7 @@ def _used(directory: Path, key: str, ago: float) -> None:
 def test_the_least_recently_used_make_room(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MASKDSL_CACHE_LIMIT", str(6 * BLOCK))  # three entries
+    monkeypatch.setenv("MASKDSL_CACHE_LIMIT", str(7 * BLOCK))  # three entries
     for age, key in enumerate(["c", "b", "a"]):
         load_source(key, Emit())
         _used(directory, key, 100 - age)
@@ -336,6 +336,22 @@ def test_the_least_recently_used_make_room(
     load_source("f", Emit())
     assert [e.key for e in entries()] == ["f"]  # what was just written stays
     assert load("d", Emit("VALUE = 2\n"))[0].VALUE == 2
+
+
+def test_a_large_directory_is_not_read_at_each_write(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    evict = cache.evict
+    monkeypatch.setattr(cache, "evict", lambda *a: reads.append(1) or evict(*a))
+    monkeypatch.setenv("MASKDSL_CACHE_LIMIT", "4M")
+    for number in range(300):  # 3 blocks each
+        load_source(f"key-{number}", Emit(f"# {'x' * BLOCK}\n"))
+    assert sum(e.bytes for e in entries()) == 300 * 3 * BLOCK
+    assert 10 < len(reads) < 100
+    for number in range(300, 600):
+        load_source(f"key-{number}", Emit(f"# {'x' * BLOCK}\n"))
+    assert 0.9 * 2**22 < sum(e.bytes for e in entries()) < 1.02 * 2**22
 
 
 def test_what_is_being_written_is_not_evicted(
@@ -369,7 +385,7 @@ def test_what_killed_processes_left_makes_room_too(
         (directory / name).write_bytes(b"x" * 5000)
         os.utime(directory / name, (0, 0))
     (directory / "README").write_text("not of the cache")
-    monkeypatch.setenv("MASKDSL_CACHE_LIMIT", str(4 * BLOCK))
+    monkeypatch.setenv("MASKDSL_CACHE_LIMIT", str(5 * BLOCK))
     load_source("other", Emit())
     assert {p.name for p in directory.iterdir()} == {
         "README", "key.py", "key.py.ok", "other.py", "other.py.ok",

@@ -291,7 +291,7 @@ def test_a_full_disk_costs_one_warning(
         clear()
         os.environ["MASKDSL_CACHE_LIMIT"] = "40K"
         assert _load_many(30) == []
-        assert len(entries()) == 40 * 1024 // (2 * BLOCK)
+        assert 4 <= len(entries()) <= 5  # of two blocks each
 
     apart_with_disk(run)
 

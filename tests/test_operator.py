@@ -267,3 +267,22 @@ def test_a_call_costs_little_besides_its_kernel(name: str, differentiated: bool)
     q.requires_grad_(differentiated)
     by_hand = seconds(lambda: nothing.forward(q, k, v, 0.25, {}, inputs))
     assert seconds(lambda: kernel(q, k, v, **inputs)) - by_hand < 50e-6
+
+
+@pytest.mark.parametrize("layout", ["bhnd", "bnhd"])
+def test_tensors_on_no_gpu_where_there_is_one(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with a GPU, whose `auto` kernel is given tensors of the CPU."""
+    mask = kernel_of("plain").mask
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    kernel = maskdsl.compile(mask, 16, target="sm_90", layout=layout)
+    monkeypatch.undo()
+    assert kernel.backend == "triton"
+    given = [x.requires_grad_() for x in tensors(layout=layout)]
+    want = kernel_of("plain", layout=layout)(*given)
+    for run in (kernel, torch.compile(kernel.__call__, fullgraph=True, backend="aot_eager")):
+        found = run(*given)
+        torch.testing.assert_close(found, want)
+        of_found, of_want = (
+            torch.autograd.grad(x.square().sum(), given, retain_graph=True) for x in (found, want)
+        )
+        torch.testing.assert_close(of_found, of_want)

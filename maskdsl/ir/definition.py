@@ -43,7 +43,7 @@ def host_array(name: str, value: Any) -> np.ndarray:
     """An array or tensor, wherever it lies, as a numpy array. Raises BindError."""
     try:
         if hasattr(value, "detach"):
-            host = value.detach().cpu()
+            host = value.detach().cpu().resolve_neg()
             value = host.float().numpy() if str(host.dtype) == "torch.bfloat16" else host.numpy()
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as e:

@@ -18,10 +18,15 @@ _KINDS = {"int": "iu", "float": "fiu", "bool": "b"}
 _DTYPES = {"int": np.int64, "float": np.float64, "bool": np.bool_}
 
 
+def shown(value: Any) -> str:
+    """A value in an error: on one line, and not too long."""
+    return " ".join(repr(value).split())[:160]
+
+
 def whole(name: str, value: Any, least: int | None = None) -> int:
     """An int given from Python. Raises BindError."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
-        raise BindError(f"{name} must be an int, not {value!r}"[:200])
+        raise BindError(f"{name} must be an int, not {shown(value)}")
     result = int(value)
     if least is not None and result < least:
         raise BindError(f"{name} must be at least {least}, not {result}")
@@ -36,7 +41,7 @@ def bind_scalar(param: syntax.Param, value: Any) -> bool | int | float:
         value = value.item()
     if kind == "bool":
         if not isinstance(value, (bool, np.bool_)):
-            raise BindError(f"{name} must be true or false, not {value!r}"[:200])
+            raise BindError(f"{name} must be true or false, not {shown(value)}")
         return bool(value)
     if kind == "int":
         return whole(name, value)
@@ -46,7 +51,7 @@ def bind_scalar(param: syntax.Param, value: Any) -> bool | int | float:
 def real(name: str, value: Any) -> float:
     """A finite float given from Python. Raises BindError."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        raise BindError(f"{name} must be a number, not {value!r}"[:200])
+        raise BindError(f"{name} must be a number, not {shown(value)}")
     try:
         result = float(value)
     except OverflowError:

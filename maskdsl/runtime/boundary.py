@@ -110,7 +110,7 @@ def check_plain(name: str, x: Any) -> None:
     if x.is_nested or x.layout != torch.strided:
         kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.").removeprefix("_")
         raise BindError(f"{name} is a {kind} tensor: give a dense one, padded where it must be")
-    if x.device.type == "meta":
+    if x.is_meta:
         raise BindError(f"{name} is on the meta device, which holds no values")
 
 
@@ -158,7 +158,7 @@ def tensor_of(array: Array, x: Any, device: torch.device) -> torch.Tensor:
         plain = {"b": np.bool_, "f": np.float64}.get(x.dtype.kind, np.int64)
         if x.dtype in (np.float16, np.float32, np.int32):
             plain = x.dtype.newbyteorder("=").type
-        return torch.from_numpy(np.require(x, plain, ["C", "W"])).to(device)
+        return torch.from_numpy(np.require(x, plain, ["C", "W", "E"])).to(device)
     if not isinstance(x, torch.Tensor):
         raise BindError(
             f"the input '{array.name}' must be a tensor or an array, not {type(x).__name__}"

@@ -20,6 +20,7 @@ from contextlib import ExitStack
 
 from maskdsl.errors import CacheError
 from maskdsl.runtime.cache_entries import (
+    BLOCK,
     DEFAULT_LIMIT,
     MARK,
     cache_directory,
@@ -37,6 +38,7 @@ _modules: dict[tuple[str, str], types.ModuleType] = {}  # by directory and key
 _turns: dict[tuple[str, str], threading.Lock] = {}
 _guard = threading.Lock()
 _warned: set[str] = set()
+_free: dict[tuple[str, int], int] = {}  # by directory and limit: bytes to write before it is read
 
 
 def load_source(key: str, emit: Callable[[], str]) -> types.ModuleType:
@@ -88,7 +90,7 @@ def remember(key: str, text: str) -> None:
     try:
         with opened(cache_directory()) as folder, folder.lock(own, LOCK_SECONDS):
             store(folder, f"{own}.json", text)
-            _warn(_make_room(folder, own))
+            _warn(_make_room(folder, own, len(text)))
     except OSError as error:
         _warn(_unused(error))
 
@@ -115,7 +117,7 @@ def _obtain(key: str, emit: Callable[[], str]) -> tuple[str, str, list[str]]:
                 return source, f"<maskdsl {own}>", troubles
             try:
                 store(folder, name, source)
-                troubles += _make_room(folder, own)
+                troubles += _make_room(folder, own, len(source))
             except OSError as error:
                 troubles += _unused(error)
                 return source, f"<maskdsl {own}>", troubles
@@ -134,13 +136,20 @@ def _look(folder: Folder, name: str) -> tuple[str | None, str | None]:
     return text, None
 
 
-def _make_room(folder: Folder, own: str) -> list[str]:
-    """Evicts other keys down to the limit; what is wrong with that limit. Raises OSError."""
+def _make_room(folder: Folder, own: str, written: int) -> list[str]:
+    """Evicts other keys where the cache may be over its limit after so many bytes; what is wrong
+    with that limit. Raises OSError.
+
+    A large directory is not read at each write: where it had room, this process may first write a
+    share of the limit that leaves as much to others.
+    """
     try:
         limit, troubles = cache_limit(), list[str]()
     except CacheError as error:
         limit, troubles = DEFAULT_LIMIT, _once(f"{error}: {DEFAULT_LIMIT >> 20}M is taken")
-    evict(folder, limit, own)
+    place = str(folder.path), limit
+    left = _free.get(place, 0) - written - 2 * BLOCK
+    _free[place] = left if left >= 0 else min(evict(folder, limit, own), limit // 64)
     return troubles
 
 

@@ -165,15 +165,18 @@ def remove(folder: Folder, key: str, files: list[File]) -> bool:
     return True
 
 
-def evict(folder: Folder, limit: int, keep: str) -> None:
-    """Removes least recently used keys until all files take at most `limit` bytes. What is being
-    written stays, and so does the key `keep`, whose lock is held. Raises OSError where the
-    directory cannot be read.
+def evict(folder: Folder, limit: int, keep: str) -> int:
+    """Where all files take more than `limit` bytes, removes the least recently used keys until they
+    take a sixteenth less. What is being written stays, and so does the key `keep`, whose lock is
+    held. Gives the bytes that are free then. Raises OSError where the directory cannot be read.
     """
     found = scan(folder)
     total = sum(f.bytes for files in found.values() for f in files if f.name != f"{keep}.lock")
+    if total <= limit:
+        return limit - total
     for key in sorted(found, key=lambda k: last_use(found[k])):
-        if total <= limit:
-            return
+        if total <= limit - limit // 16:
+            break
         if key != keep and remove(folder, key, found[key]):
             total -= sum(f.bytes for f in found[key])
+    return limit - total

@@ -108,7 +108,7 @@ class Attention:
         q, v = self._turned(q), self._turned(v)
         shape = q.shape[:3]
         order = [0, 1, 2]
-        if self.backend == "triton" and q.stride(1) < q.stride(2):
+        if self._in_order_of(q) and q.stride(1) < q.stride(2):
             order = [0, 2, 1]
         out = q.new_empty([*(shape[i] for i in order), v.shape[3]])
         out = out.permute(*(order.index(i) for i in range(3)), 3)
@@ -120,11 +120,16 @@ class Attention:
     ) -> list[torch.Tensor]:
         """As `gradients` lays them, with anything in them."""
         found = [torch.empty_like(x) for x in named]
-        if self.backend == "torch":
+        if not self._in_order_of(named[0]):
             q = self._turned(named[0])
             found[0] = self._turned(q.new_empty(q.shape))
         found += [x.new_empty(x.shape) for x in inputs]
         return [x for x, w in zip(found, wanted, strict=True) if w]
+
+    def _in_order_of(self, q: torch.Tensor) -> bool:
+        """Whether results lie in memory as q does."""
+        on_gpu = q.device.type == "cuda" or not self.choices.anywhere
+        return self.backend == "triton" and on_gpu
 
     def _turned(self, x: torch.Tensor) -> torch.Tensor:
         """From the layout asked for to (batch, heads, tokens, dim), and back."""

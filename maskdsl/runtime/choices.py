@@ -12,7 +12,8 @@ from maskdsl.planner import TilesLike
 @dataclass(frozen=True)
 class Choices:
     """What `compile` was asked for besides the mask. backend: "triton", "torch" or "reference";
-    target: what triton compiles for, such as "sm_90".
+    target: what triton compiles for, such as "sm_90". anywhere: whether the torch backend
+    takes tensors that lie on no GPU.
     """
 
     head_dim: int
@@ -27,3 +28,4 @@ class Choices:
     tune: bool
     template: str
     precision: str
+    anywhere: bool = False

@@ -65,9 +65,12 @@ def compile(  # noqa: A001 (the public name)
     head_dim = whole("head_dim", head_dim, least=1)
     value_dim = head_dim if value_dim is None else whole("value_dim", value_dim, least=1)
     scale = head_dim**-0.5 if scale is None else real("scale", scale)
+    anywhere = backend == "auto"
     if backend == "auto":
         on_gpu = torch.cuda.is_available() and dtype != torch.float64
         backend = "triton" if on_gpu else "torch"
+    if backend == "triton" and dtype == torch.float64:
+        raise BindError("triton kernels have no float64: use backend='torch'")
     if tune and backend != "triton":
         raise BindError(f"tune measures triton kernels, and the backend is {backend}")
     if template != "plain" and backend != "triton":
@@ -76,7 +79,7 @@ def compile(  # noqa: A001 (the public name)
         raise BindError(f"precision is for triton kernels, and the backend is {backend}")
     choices = Choices(
         head_dim, value_dim, dtype, backend, target or _target_at_hand(), scale, layout,
-        q_tile, kv_tile, tune, template, precision,
+        q_tile, kv_tile, tune, template, precision, anywhere,
     )  # fmt: skip
     return OpenKernel(mask, choices) if mask.open else Kernel(mask, choices)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -80,6 +80,17 @@ class Kernel(Planned, Attention):
         return attention
 
     @cached_property
+    def _elsewhere(self) -> Kernel:
+        """For tensors on no GPU."""
+        return Kernel(self.mask, replace(self.choices, backend="torch", anywhere=False))
+
+    def _here(self, q: torch.Tensor) -> Kernel:
+        """What runs where q lies."""
+        c = self.choices
+        away = c.anywhere and c.backend == "triton" and q.device.type != "cuda"
+        return self._elsewhere if away else self
+
+    @cached_property
     def _decode(self) -> TorchDecode | TritonDecode:
         """Calls with fewer queries than keys."""
         if self.backend == "triton":
@@ -92,6 +103,9 @@ class Kernel(Planned, Attention):
         q_offset: int | None,
     ) -> Pair:  # fmt: skip
         """(out, lse). Raises BindError, EvalError, CompileError."""
+        own = self._here(q)
+        if own is not self:
+            return own.forward(q, k, v, inputs, q_offset)
         call = self._call(q, k, v, inputs, q_offset)
         if call.first is None or self.backend == "reference":
             out, lse = self._run.forward(call)
@@ -105,11 +119,14 @@ class Kernel(Planned, Attention):
         wanted: Sequence[bool],
     ) -> list[torch.Tensor]:  # fmt: skip
         """Those wanted of q, k, v and the inputs."""
+        own = self._here(q)
+        if own is not self:
+            return own.gradients(q, k, v, out, lse, do, grad_lse, inputs, wanted)
         call = self._call(q, k, v, inputs, None)
         named = tuple(n for n, w in zip(call.inputs, wanted[3:], strict=True) if w)
         grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
-        own = (self._turned(out), lse, self._turned(do), grad_lse)
-        found = self._run.gradients(call, *own, named)
+        given_back = (self._turned(out), lse, self._turned(do), grad_lse)
+        found = self._run.gradients(call, *given_back, named)
         results = [self._turned(x) for x in found[:3] if x is not None]
         for x, given in zip(found[3:], inputs, strict=True):
             zeros = given.new_zeros(given.shape) if x is None else x.to(given.dtype)
