@@ -122,3 +122,13 @@ def test_machine_code_and_estimates_agree_on_the_suite(name: str, monkeypatch) -
         assert 1 / factor < code.time / estimate.time < factor
     if name == "window-32k":
         assert read[0].costs == "machine code"
+
+
+def test_without_triton_a_kernel_is_estimated(monkeypatch) -> None:
+    import sys
+
+    kernel = window()
+    expected = simulate(kernel, device="h100", compiled={})
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert kernel.compiled("forward") is None
+    assert simulate(kernel, device="h100") == expected and expected.costs == "estimates"
