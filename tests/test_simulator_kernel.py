@@ -35,6 +35,7 @@ def test_a_kernel_brings_its_plans_and_its_machine_code(monkeypatch) -> None:
     p = simulate(kernel, device="h100", batch=3)
     alone = simulate(kernel.plan, 128, device="h100", batch=3, compiled=CODE)
     assert p == alone and p.costs == "machine code" and asked == ["forward"]
+    assert "machine code" in p.table()
     back = simulate(kernel, device="h100", direction="backward")
     assert asked == ["forward", "dq", "dkv"] and back.costs == "machine code"
     dq, dkv = back.sparse.passes
@@ -53,6 +54,7 @@ def test_a_kernel_is_asked_about_as_it_was_compiled() -> None:
     kernel = window(value_dim=64)
     p = simulate(kernel, device="a100")
     assert (p.head_dim, p.value_dim, p.dtype) == (128, 64, "bf16")
+    assert "d=128, 64" in p.table() and "machine code" not in p.table()
     simulate(kernel, 128, dtype=torch.bfloat16, device="a100")
     for wrong in ({"head_dim": 64}, {"dtype": "fp16"}, {"value_dim": 128}):
         with pytest.raises(BindError) as error:
@@ -120,3 +122,13 @@ def test_machine_code_and_estimates_agree_on_the_suite(name: str, monkeypatch) -
         assert 1 / factor < code.time / estimate.time < factor
     if name == "window-32k":
         assert read[0].costs == "machine code"
+
+
+def test_without_triton_a_kernel_is_estimated(monkeypatch) -> None:
+    import sys
+
+    kernel = window()
+    expected = simulate(kernel, device="h100", compiled={})
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert kernel.compiled("forward") is None
+    assert simulate(kernel, device="h100") == expected and expected.costs == "estimates"

@@ -93,7 +93,7 @@ def test_units(kinds, q, k, run, factor):
     plan = FakePlan(kinds, q, k)
     slow, fast = (simulate(plan, **{**run, "device": d}) for d in (device, faster))
     for old, new in zip(slow.sparse.passes, fast.sparse.passes, strict=True):
-        assert new.launch == old.launch == device.launch_overhead
+        assert 0 <= old.launch <= new.launch <= device.launch_overhead * EXACT
         assert new.compute == pytest.approx(old.compute / factor)
         assert new.memory == pytest.approx(old.memory / factor)
     assert slow.bottleneck == fast.bottleneck or "launch" in (slow.bottleneck, fast.bottleneck)

@@ -8,6 +8,7 @@ from simulator_plans import FULL, PARTIAL, FakePlan
 import maskdsl
 from maskdsl.simulator import simulate
 from maskdsl.simulator.cost import TileShape
+from maskdsl.simulator.estimate import PassEstimate, Schedule, in_turn
 from maskdsl.simulator.operations import Operations
 from maskdsl.simulator.passes import FORWARD
 from maskdsl.simulator.rows import plan_rows
@@ -60,7 +61,7 @@ def test_segments_have_kernels_and_tiles_of_their_own() -> None:
     plan = mask.plan(q_tile=[(1, 128), 16], kv_tile=[(1, 64), 32])
     video, words = simulate(plan, device="h100", batch=8).sparse.passes
     assert (video.name, words.name) == ("forward video", "forward text")
-    assert video.launch == words.launch == 5e-6
+    assert video.launch == 5e-6 and words.launch == 0  # launched while the video's kernel runs
     rows = video.schedule.counts.sum(), words.schedule.counts.sum()
     assert rows == (16 * 2 * 4 * 8, -(-100 // 16) * 4 * 8)
     # Every row of text sees 64 tiles of 64 tokens of the video and 4 of 32 of the text.
@@ -70,3 +71,15 @@ def test_segments_have_kernels_and_tiles_of_their_own() -> None:
     assert names == ["dq video", "dq text", "dkv video", "dkv text"]
     small = simulate(mask.plan(q_tile=[(1, 128), 128], kv_tile=[(1, 64), 64]), device="h100")
     assert small.sparse.passes[1].flops > simulate(plan, device="h100").sparse.passes[1].flops
+
+
+def test_launches_follow_one_another_while_kernels_run() -> None:
+    def one(seconds):
+        schedule = Schedule(np.ones(1), np.ones(1, int), 1)
+        return PassEstimate("x", 5.0, seconds, 0.0, 0.0, 1, {}, 0.0, 0.0, schedule)
+
+    short = in_turn([one(1.0), one(1.0), one(1.0)])
+    # Launched after 5, 10 and 15 seconds; the last ends after 16.
+    assert [p.launch for p in short.passes] == [5, 4, 4] and short.time == 16
+    long = in_turn([one(100.0), one(1.0), one(1.0)])
+    assert [p.launch for p in long.passes] == [5, 0, 0] and long.time == 107

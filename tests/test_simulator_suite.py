@@ -113,7 +113,8 @@ def test_few_rows_are_cut_into_the_number_of_pieces_that_wins() -> None:
     assert chosen.splits in times and chosen.time == min(times.values())
     one = chosen.sparse.passes[0]
     parts = 4 * chosen.splits * 32 * (128 + 1)  # fp32 results and a log-sum-exp of each piece
-    assert one.merge == pytest.approx(5e-6 + 2 * parts / 4.8e12)
+    waiting = max(0, 5e-6 - max(one.compute, one.memory))  # for the second launch
+    assert one.merge == pytest.approx(waiting + 2 * parts / 4.8e12)
     assert one.time == one.launch + max(one.compute, one.memory) + one.merge
     tiles = chosen.tiles["full"] + chosen.tiles["partial"]  # of 32 heads, on 8 of keys and values
     assert one.bytes == 2 * 32 * 128 * 2 + tiles / 4 * 64 * 2 * 128 * 2

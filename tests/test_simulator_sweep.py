@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import maskdsl
-from maskdsl.simulator import choose_lanes, load_device, plots, simulate, simulate_model
+from maskdsl.simulator import load_device, plots, simulate, simulate_model
 
 WINDOW = maskdsl.load("std/sliding_window")
 
@@ -95,10 +95,6 @@ def test_few_rows_want_smaller_tiles() -> None:
     assert found.best.q_lanes < 128 and len(found) == 3
     many = maskdsl.sweep(mask, "h100", lanes=[(128, 64), (64, 64), (32, 64)], heads=64)
     assert many.best.q_lanes == 128
-    lanes, best = choose_lanes(mask, [(128, 64), (64, 64), (32, 64)], device="h100")
-    assert lanes == (found.best.q_lanes, 64) and best == found.best
-    with pytest.raises(maskdsl.BindError, match="no lanes"):
-        choose_lanes(mask, [])
 
 
 def test_what_cannot_be_planned_is_told_apart() -> None:

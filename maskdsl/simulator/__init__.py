@@ -1,7 +1,6 @@
 """The simulator: predicts time and speedup on a named device before anything runs there."""
 
 from maskdsl.simulator.bounds import speedup_bounds
-from maskdsl.simulator.choose import choose_lanes
 from maskdsl.simulator.cost import CompiledKernel, KernelCost, Work
 from maskdsl.simulator.devices import Device, device_for, device_names, load_device
 from maskdsl.simulator.engines import Engine, engine_names, load_engine
@@ -22,7 +21,6 @@ __all__ = [
     "Prediction",
     "Sweep",
     "Work",
-    "choose_lanes",
     "device_for",
     "device_names",
     "engine_names",

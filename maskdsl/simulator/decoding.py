@@ -52,7 +52,7 @@ def decode_plan(
         lanes //= 2
     longest = lanes // members
     plan = _planned(whole, longest)
-    fewest = _per_row(_planned(whole, min(longest, asked)))
+    fewest = _per_row(plan if longest <= asked else _planned(whole, asked))
     long = max(g.tile.size[-1] for g in plan.q_grids)
     while _per_row(plan) > WASTE * fewest and long > asked:
         long //= 2

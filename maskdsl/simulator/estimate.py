@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +35,11 @@ class Schedule:
 class PassEstimate:
     """Where the time of one kernel goes, in seconds.
 
-    `launch` is spent before the work; `compute` (the schedule on the multiprocessors) and `memory`
-    (the traffic at full bandwidth) overlap; `merge` is the time of putting together what the
-    `splits` pieces of each row found. `shares` divides the multiprocessors' time until the last one
-    ends, as fractions that sum to 1. `flops` and `bytes` are the matrix products' and the memory's.
+    `launch` is waited for before the work, after the kernels before it; `compute` (the schedule on
+    the multiprocessors) and `memory` (the traffic at full bandwidth) overlap; `merge` is the time
+    of putting together what the `splits` pieces of each row found. `shares` divides the
+    multiprocessors' time until the last one ends, as fractions that sum to 1. `flops` and `bytes`
+    are the matrix products' and the memory's.
     """
 
     name: str
@@ -113,6 +114,17 @@ class Estimate:
         mean = float((longest.durations * longest.counts).sum() / number)
         few = number < longest.slots and longest.durations.max() <= 2 * mean
         return "too few rows" if few else "one long row"
+
+
+def in_turn(passes: Sequence[PassEstimate]) -> Estimate:
+    """Kernels on one stream: launches follow one another, each while the kernels before run."""
+    launched = ended = 0.0
+    found = []
+    for p in passes:
+        launched += p.launch
+        found.append(replace(p, launch=max(0.0, launched - ended)))
+        ended += found[-1].time
+    return Estimate(tuple(found))
 
 
 @dataclass(frozen=True)
@@ -193,12 +205,13 @@ def _estimate(walk: Walk, machine: Machine, pieces: int) -> PassEstimate:
     shares = {name: value / (compute * slots) for name, value in shares.items()}
     merge = 0.0
     if pieces > 1:
-        # Each piece writes fp32 numbers and a log-sum-exp for each query; a second kernel reads
-        # them.
+        # Each piece writes fp32 numbers and a log-sum-exp for each query; a second kernel, whose
+        # launch hides behind the first one, reads them.
         shape, tensors = walk.shapes[0], walk.tensors
         features = (shape.value_dim or shape.head_dim) + 1
         parts = 4.0 * pieces * tensors.queries * tensors.q_heads * features
-        merge = device.launch_overhead + 2 * parts / device.memory_bandwidth
+        waiting = max(0.0, device.launch_overhead - max(compute, moved / device.memory_bandwidth))
+        merge = waiting + 2 * parts / device.memory_bandwidth
     flops = [n * s.flops(step) for n, s in zip(rows.tiles, walk.shapes, strict=True)]
     return PassEstimate(
         walk.name,

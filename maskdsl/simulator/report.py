@@ -42,6 +42,7 @@ def prediction_table(prediction: Prediction) -> str:
     table.add_column(justify="right")
     heads = f"{p.heads} heads" if p.heads == p.kv_heads else f"{p.heads} on {p.kv_heads} heads"
     shape = f"{p.batch} x {heads}, {p.queries} x {p.keys} tokens, d={p.head_dim}"
+    shape += f", {p.value_dim}" if p.value_dim != p.head_dim else ""
     table.add_row("shape", shape)
     table.add_row("lanes of a tile", f"{p.q_lanes} x {p.kv_lanes}")
     for kind in ("full", "partial", "empty"):
@@ -55,6 +56,8 @@ def prediction_table(prediction: Prediction) -> str:
     if p.splits > 1:
         table.add_row("each row's keys split in", str(p.splits))
     table.add_row("bottleneck", p.bottleneck)
+    if p.costs == "machine code":
+        table.add_row("instructions counted in", p.costs)
     return _lines(table)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from maskdsl.simulator.cost import CompiledKernel, TileShape, tile_costs
 from maskdsl.simulator.devices import Device
 from maskdsl.simulator.engines import Engine
-from maskdsl.simulator.estimate import Estimate, Machine, PassEstimate, Walk, estimate_pass
+from maskdsl.simulator.estimate import Estimate, Machine, PassEstimate, Walk, estimate_pass, in_turn
 from maskdsl.simulator.kernels import Compiled
 from maskdsl.simulator.occupancy import resident_programs
 from maskdsl.simulator.operations import PairWork, pair_work
@@ -51,11 +51,11 @@ class Run:
 
     def sparse(self, steps: Sequence[Pass]) -> Estimate:
         """Each pass has a kernel for each segment of its rows."""
-        return Estimate(tuple(x for step in steps for x in self._segments(step)))
+        return in_turn([x for step in steps for x in self._segments(step)])
 
     def dense(self, steps: Sequence[Pass]) -> Estimate:
         """All tiles full, of as many lanes as the largest of each side."""
-        return Estimate(tuple(self._dense(step) for step in steps))
+        return in_turn([self._dense(step) for step in steps])
 
     def rows(self, step: Pass) -> tuple[Rows, ...]:
         """By segment. Raises BindError."""
