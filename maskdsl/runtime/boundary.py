@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +31,7 @@ _NUMPY_KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """Checked arguments of one call. q, k, v: (batch, heads, tokens, head_dim), any strides.
     inputs: on their device. first: where the first query stands, if not all of the mask's queries
     are given.
@@ -57,6 +57,16 @@ class Shapes:
     dtype: torch.dtype
     layout: str  # "bhnd" or "bnhd"
 
+    @cached_property
+    def of_entry(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of q, k, v without the batch, in the layout asked for."""
+        shapes = (
+            (self.heads, self.queries, self.head_dim),
+            (self.kv_heads, self.keys, self.head_dim),
+            (self.kv_heads, self.keys, self.value_dim),
+        )
+        return shapes if self.layout == "bhnd" else tuple((n, h, d) for h, n, d in shapes)
+
 
 def check_call(
     program: Program, want: Shapes, q: Any, k: Any, v: Any, inputs: Mapping[str, Any],
@@ -65,6 +75,32 @@ def check_call(
     """Arguments in `bhnd` order; q_offset: where the first query stands, or None. Raises BindError
     with the first thing that does not fit.
     """
+    first = None
+    if q_offset is not None or not _as_usual(want, q, k, v):
+        first = _check_tensors(program, want, q, k, v, q_offset)
+    q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()  # kernels read what is in memory
+    if want.layout == "bnhd":
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return Call(q, k, v, check_inputs(program, q.shape[0], q.device, inputs), first)
+
+
+def _as_usual(want: Shapes, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether all fits, and all queries are given."""
+    shape, (of_q, of_k, of_v) = q.shape, want.of_entry
+    return (
+        q.dtype == k.dtype == v.dtype == want.dtype
+        and q.device == k.device == v.device
+        and shape[1:] == of_q
+        and k.shape == (shape[0], *of_k)
+        and v.shape == (shape[0], *of_v)
+    )
+
+
+def _check_tensors(
+    program: Program, want: Shapes, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+    q_offset: Any,
+) -> int | None:  # fmt: skip
+    """Where the first query stands, if not all are given. Raises BindError."""
     named = {"q": q, "k": k, "v": v}
     for name, x in named.items():
         if x.ndim != 4:
@@ -75,7 +111,6 @@ def check_call(
             raise BindError(f"{name} must be {want.dtype}, as compiled, not {x.dtype}")
         if x.device != q.device:
             raise BindError(f"{name} is on {x.device}, q on {q.device}")
-    q, k, v = (x.resolve_neg() for x in (q, k, v))  # kernels read what lies in memory
     if want.layout == "bnhd":
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     batch = q.shape[0]
@@ -88,7 +123,7 @@ def check_call(
     ):
         if x.shape != shape:
             raise _misfit(name, x, shape, tuple(named[name].shape))
-    return Call(q, k, v, check_inputs(program, batch, q.device, inputs), first)
+    return first
 
 
 def _misfit(

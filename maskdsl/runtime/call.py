@@ -143,7 +143,9 @@ def attend(
     """A call of the kernel that the operator knows by `handle`; arrays: its inputs."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_plain(name, x)
-    given = [tensor_of(a, x, q.device) for a, x in match_inputs(arrays, inputs)]
+    given: list[torch.Tensor] = []
+    if arrays or inputs:
+        given = [tensor_of(a, x, q.device) for a, x in match_inputs(arrays, inputs)]
     if q_offset is not None and not isinstance(q_offset, torch.SymInt):
         q_offset = whole("q_offset", q_offset, least=0)
     out, lse = attention(q, k, v, given, handle, q_offset)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -105,9 +104,11 @@ class TritonForward(_Loaded):
         self._check(q)
         if self._merged is not None and not all(described(x, self._merged) for x in (q, k, v)):
             return self.by_pointers(q, k, v, inputs, return_lse)
-        with _launching(q.device):
-            walk = self._walk(q, inputs)
-            out, lse = self._module.forward(q, k, v, self.scale, walk, signed(inputs))
+        out, lse = launched(
+            q.device, lambda: self._module.forward(
+                q, k, v, self.scale, self._walk(q, inputs), signed(inputs)
+            )
+        )  # fmt: skip
         return out, lse if return_lse else None
 
     def _check(self, q: torch.Tensor) -> None:
@@ -166,11 +167,11 @@ class TritonGradient(_Loaded):
             raise CompileError(f"a launch has at most {MAX_PROGRAMS} tiles over batch and heads")
         if self._merged is not None and not all(described(x, self._merged) for x in tensors):
             return self.by_pointers(tensors, *others, inputs=inputs)
-        with _launching(q.device):
-            walk = self._walk(q, inputs)
-            found: Gradients = self._module.gradients(
-                *tensors, *others, self.scale, walk, signed(inputs)
+        found: Gradients = launched(
+            q.device, lambda: self._module.gradients(
+                *tensors, *others, self.scale, self._walk(q, inputs), signed(inputs)
             )
+        )  # fmt: skip
         return found
 
 
@@ -195,13 +196,14 @@ def signed(inputs: Inputs) -> dict[str, torch.Tensor]:
     return {n: x.to(_SIGNED[x.dtype]) if x.dtype in _SIGNED else x for n, x in inputs.items()}
 
 
-@contextmanager
-def _launching(device: torch.device) -> Iterator[None]:
-    """On this device; raises CompileError where tiles do not fit it."""
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        try:
-            yield
-        except Exception as error:
-            if type(error).__name__ != "OutOfResources":
-                raise
-            raise CompileError(f"these tiles do not fit the device ({error})") from error
+def launched(device: torch.device, launch: Callable[[], Any]) -> Any:
+    """What `launch` gives, run on this device; raises CompileError where tiles do not fit it."""
+    try:
+        if device.type != "cuda":
+            return launch()
+        with torch.cuda.device(device):
+            return launch()
+    except Exception as error:
+        if type(error).__name__ != "OutOfResources":
+            raise
+        raise CompileError(f"these tiles do not fit the device ({error})") from error

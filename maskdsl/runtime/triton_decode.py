@@ -18,9 +18,9 @@ from maskdsl.runtime.one_for_all import OneForAll
 from maskdsl.runtime.triton_backend import (
     MAX_PROGRAMS,
     TritonForward,
-    _launching,
     _Loaded,
     described,
+    launched,
     signed,
 )
 
@@ -133,11 +133,12 @@ class DecodeKernel(_Loaded):
         if max(rows * splits, q.shape[0] * q.shape[1] * q.shape[2]) > MAX_PROGRAMS:
             raise CompileError(f"a launch has at most {MAX_PROGRAMS} tiles over batch and heads")
         walk = self._tables_on(q.device)
-        with _launching(q.device):
-            out, lse = self._module.decode(
+        found: tuple[torch.Tensor, torch.Tensor] = launched(
+            q.device, lambda: self._module.decode(
                 q, k, v, call.first, self.scale, walk, signed(call.inputs), splits
             )
-        return out, lse
+        )  # fmt: skip
+        return found
 
     def _rows(self, first: int, queries: int) -> int:
         """Tiles of the queries from a position."""
