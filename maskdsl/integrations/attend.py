@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import groupby
+from typing import Any
 
 import torch
 
@@ -78,10 +79,9 @@ def _sequence(
     if k.shape[2] != high - start:
         raise BindError(f"{k.shape[2]} keys are given for the tokens {start} to {high}")
     values = {**named.values, **named.extents(high - start)}
-    options = {} if scale is None else {"scale": scale}
-    kernel = kernel_for(named.pattern, values, q, k, v, **options)
-    offset = {} if q.shape[2] == k.shape[2] else {"q_offset": first - start}
-    out = kernel(q, k, v, **offset, **inputs)
+    kernel = kernel_for(named.pattern, values, q, k, v, scale=scale)
+    offset = None if q.shape[2] == k.shape[2] else first - start
+    out = kernel(q, k, v, q_offset=offset, **dict[str, Any](inputs))
     assert isinstance(out, torch.Tensor)
     return out
 

@@ -34,8 +34,8 @@ class Named:
             raise BindError(f"{pattern.name}: queries and keys must have one space")
         open_axes = [a for a in pattern.axes if a not in self.values]
         if len(open_axes) > 1:
-            names = ", ".join(open_axes)
-            raise BindError(f"{pattern.name} leaves {names} open: give all extents but one")
+            left = ", ".join(open_axes)
+            raise BindError(f"{pattern.name} leaves {left} open: give all extents but one")
         fixed = share = 0
         for segment in program.queries:
             names = [name for name, _ in segment.axes]

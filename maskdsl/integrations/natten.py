@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -153,9 +152,10 @@ def _attend(
     pattern = _pattern(rank, extra is not None)
     kernel = kernel_for(pattern, values, q, k, v, layout="bnhd", backend=backend, **options)
     found = kernel(q, k, v, return_lse=return_lse)
-    out, lse = found if return_lse else (found, None)
-    out = out.unflatten(1, grid)
-    return out if lse is None else (out, lse.transpose(1, 2).unflatten(1, grid))
+    if isinstance(found, torch.Tensor):
+        return found.reshape(len(q), *grid, *found.shape[2:])
+    out, lse = found[0], found[1].transpose(1, 2)
+    return out.reshape(len(q), *grid, *out.shape[2:]), lse.reshape(len(q), *grid, -1)
 
 
 @lru_cache
@@ -218,12 +218,12 @@ def _window(
 
 
 def _per_axis(name: str, value: Any, rank: int, least: int) -> tuple[int, ...]:
-    values = (value,) * rank if isinstance(value, Integral) else value
+    values = (value,) * rank if isinstance(value, int) else value
     fits = isinstance(values, Sequence) and len(values) == rank
-    if not fits or not all(isinstance(x, Integral) and x >= least for x in values):
+    if not fits or not all(isinstance(x, int) and x >= least for x in values):
         what = f"an int of at least {least}, or {rank} of them"
         raise BindError(f"{name} is {what}, not {value!r}"[:200])
-    return tuple(map(int, values))
+    return tuple(values)
 
 
 def _additional(

@@ -41,7 +41,7 @@ def _shift(node: Node, known: Mapping[Node, int | None]) -> int | None:
     if None in args:
         return None
     if node.op == "linear":
-        return sum(c * (s or 0) for c, s in zip(node.value[1], args, strict=True))
+        return sum(int(c) * (s or 0) for c, s in zip(node.value[1], args, strict=True))
     if node.op in ("lt", "le", "eq"):
         return 0 if args[0] == args[1] else None
     if node.op in ("min", "max", "wide"):

@@ -107,7 +107,7 @@ def attention(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     line = _line(module, bool(causal), sliding_window)
     asked = _scored(named(line), softcap, s_aux is not None)
-    inputs = {} if s_aux is None else {SINKS: s_aux}
+    inputs: dict[str, Any] = {} if s_aux is None else {SINKS: s_aux}
     for name in asked.pattern.inputs:
         inputs.setdefault(name, given.get(name, getattr(module, name, None)))
         if inputs[name] is None:
