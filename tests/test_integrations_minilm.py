@@ -26,13 +26,13 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_real_weights_embed_real_text_the_same(example: ModuleType) -> None:
     model, tokenizer = example.load()
-    batch = example.passages(tokenizer, texts=5, tokens=180)
+    batch = example.passages(tokenizer, texts=3, tokens=180)
     lengths = batch["attention_mask"].sum(1)
     assert lengths.min() < lengths.max() == 180  # there is padding
     dense = example.embed(model, batch)
     use(model, "std/full")
     assert (example.embed(model, batch) - dense).abs().max() <= 1e-5
-    assert torch.allclose(dense.norm(dim=1), torch.ones(10))
+    assert torch.allclose(dense.norm(dim=1), torch.ones(6))
     cosines = []
     for line in ("std/local left=32 right=32", "std/local left=8 right=8"):
         use(model, line)

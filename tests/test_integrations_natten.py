@@ -14,6 +14,7 @@ import torch
 from natten_oracle import Configuration, natten_mask, random_configurations
 
 import maskdsl
+from maskdsl.integrations.kernels import _compiled
 from maskdsl.natten import na1d, na2d, na3d
 
 natten = pytest.importorskip("natten")
@@ -113,12 +114,26 @@ def test_keys_outside_the_neighborhood_are_never_multiplied_in() -> None:
     assert isinstance(out, torch.Tensor) and (out[:, :, :5] == 1).all()
 
 
-def test_a_batch_of_kernels_reads_the_same_from_one_cache() -> None:
-    q = torch.ones(1, 7, 2, 8)
-    same = [na1d(q, q, q, 3, 1, [1]), na1d(q, q, q, (3,), dilation=1)]
-    assert torch.equal(same[0], same[1])
-    half = na1d(q.double(), q.double(), q.double(), 3, backend="reference")
-    assert half.dtype == torch.float64
+def test_kernels_are_kept_per_shape_and_setting() -> None:
+    q = torch.ones(1, 23, 2, 8)
+    before = _compiled.cache_info().misses
+    for given in ({"dilation": 1}, {"dilation": [1]}, {"dilation": (1,), "stride": None}):
+        na1d(q, q, q, 3, **given)
+        assert _compiled.cache_info().misses == before + 1
+    double = q.double()
+    out = na1d(double, double, double, 3, backend="reference")
+    assert isinstance(out, torch.Tensor) and out.dtype == torch.float64
+    assert _compiled.cache_info().misses == before + 2
+
+
+def test_triton_kernels_give_the_same() -> None:
+    config = Configuration((6, 7), (3, 5), (1, 2), (2, 1), (False, True))
+    qkv, (keys, values) = drawn(config, seed=5)
+    for more in ({}, {"additional_keys": keys, "additional_values": values}):
+        found = of_ours(config, qkv, **more, backend="triton", return_lse=True)
+        wanted = of_ours(config, qkv, **more, return_lse=True)
+        for a, b in zip(found, wanted, strict=True):
+            assert (a - b).abs().max() <= 1e-5
 
 
 def test_arguments_have_natten_s_names_and_defaults() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import runpy
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import maskdsl
 
 transformers = pytest.importorskip("transformers")
 
+from maskdsl.integrations import attend  # noqa: E402
 from maskdsl.integrations import transformers as integration  # noqa: E402
 from maskdsl.integrations.transformers import use  # noqa: E402
 
@@ -113,6 +114,20 @@ def test_generation_with_a_cache_is_that_of_eager_masks(kind: str, cache: str | 
         assert found.sequences.shape == (2, TOKENS + 9)
         for a, b in zip(found.logits, wanted.logits, strict=True):
             assert (a - b).abs().max() <= 1e-5 * max(1, b.abs().max())
+
+
+def test_triton_kernels_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("gpt_oss")
+    use(model)
+    given = {"attention_mask": LEFT, "max_new_tokens": 3, "do_sample": False}
+    with torch.no_grad():
+        wanted = model(ids(), attention_mask=LEFT).logits
+    tokens = model.generate(ids(), **given)
+    monkeypatch.setattr(attend, "kernel_for", partial(attend.kernel_for, backend="triton"))
+    with torch.no_grad():
+        found = model(ids(), attention_mask=LEFT).logits
+    assert (found - wanted).abs().max() <= 1e-5
+    assert torch.equal(model.generate(ids(), **given), tokens)
 
 
 def dense(mask: maskdsl.Mask, **inputs: Any) -> torch.Tensor:

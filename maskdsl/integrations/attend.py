@@ -80,8 +80,7 @@ def _sequence(
         raise BindError(f"{k.shape[2]} keys are given for the tokens {start} to {high}")
     values = {**named.values, **named.extents(high - start)}
     kernel = kernel_for(named.pattern, values, q, k, v, scale=scale)
-    offset = None if q.shape[2] == k.shape[2] else first - start
-    out = kernel(q, k, v, q_offset=offset, **dict[str, Any](inputs))
+    out = kernel(q, k, v, **dict[str, Any](inputs))  # the last query stands at the last key
     assert isinstance(out, torch.Tensor)
     return out
 
