@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import maskdsl
+from maskdsl.integrations.attend import attend
 from maskdsl.integrations.named import named, value_of
 from maskdsl.integrations.relative import farthest, relative
 from maskdsl.integrations.sequences import Tokens, padded
@@ -118,3 +119,54 @@ def test_packed_rows() -> None:
     assert tokens.packed(None) is None
     assert tokens.packed(positions, torch.tensor([0, 2, 5])) == [[(0, 2), (2, 5)]]
     assert Tokens(3, 0, None, packable=False).packed(positions) is None
+
+
+def expected(mask: maskdsl.Mask, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """One sequence by the definition, (heads, queries, head_dim), in float64; the last query stands
+    at the last key. What is not seen is cut out, not multiplied by zero.
+    """
+    out = torch.zeros(len(q), q.shape[1], v.shape[2], dtype=torch.float64)
+    group = len(q) // len(k)
+    for h in range(len(q)):
+        for i, row in enumerate(torch.from_numpy(mask.dense(head=h, queries=q.shape[1]))):
+            keys, values = (x[h // group, row].double() for x in (k, v))
+            out[h, i] = (keys @ q[h, i].double() * 0.5).softmax(0) @ values
+    return out
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("line", ["std/sliding_window window=4", "std/streaming sinks=2 window=3"])
+def test_sequences_of_a_batch_by_the_definition(line: str, seed: int) -> None:
+    """Padding, packing, caches that forgot, slots not filled yet; what none holds is huge."""
+    g = torch.Generator().manual_seed(seed)
+
+    def below(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (1,), generator=g))
+
+    slots, end = 24, below(12, 25)
+    prefill = seed % 3 == 0
+    first_query = 0 if prefill else below(end - 3, end)
+    forgot = not prefill and line.startswith("std/sliding")
+    first_key = max(0, first_query - 3 - below(0, 3)) if forgot else 0
+    spans = [(below(0, 6), end), None, (0, end), (below(0, 9), end - below(0, 2) * prefill)]
+    packed = [[(0, 5), (5, 6), (6, end)]] if seed == 3 else None
+    tokens = Tokens(first_query, first_key, spans, packable=False)
+    q = torch.randint(-2, 3, (4, 4, end - first_query, 8), generator=g).float()
+    k = torch.randint(-2, 3, (4, 2, slots, 8), generator=g).float()
+    v = torch.randint(-2, 3, (4, 2, slots, 8), generator=g).float()
+    rows = packed * 4 if packed else [[] if span is None else [span] for span in spans]
+    wanted = torch.zeros(q.shape, dtype=torch.float64)
+    huge = torch.ones(4, 1, slots, 1, dtype=torch.bool)
+    for b, row in enumerate(rows):
+        for low, high in row:
+            first = max(low, first_query)
+            mask = named(line).bind(4, 2).bind(n=high - low)
+            part = slice(first - first_query, high - first_query)
+            own = (x[b, :, low:high] for x in (k, v))
+            wanted[b, :, part] = expected(mask, q[b, :, part], *own)
+            huge[b, :, max(low, first_key) : high] = False
+    k, v = k.masked_fill(huge, 1e30), v.masked_fill(huge, 3e38)
+    k, v = k[:, :, first_key:], v[:, :, first_key:]
+    with torch.no_grad():
+        found = attend(named(line), q, k, v, tokens, {}, 0.5, packed)
+    assert (found - wanted).abs().max() <= 1e-6

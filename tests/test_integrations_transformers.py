@@ -9,6 +9,7 @@ import runpy
 import sys
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -324,6 +325,55 @@ def test_what_patterns_do_not_express_is_told_in_a_line() -> None:
     model.config.attention_dropout = model.model.layers[0].self_attn.attention_dropout = 0.1
     with pytest.raises(maskdsl.CompileError, match="set attention_dropout=0"):
         model.train()(ids())
+
+
+def test_masks_and_layers_of_other_models_are_told_in_a_line() -> None:
+    from transformers import masking_utils as masks
+
+    blocks = masks.blockwise_overlay(torch.zeros(2, 5, dtype=torch.long))
+    both = masks.or_masks(masks.causal_mask_function, blocks)
+    with pytest.raises(maskdsl.CompileError, match="masks are more than padding"):
+        integration.tokens(2, 5, 5, mask_function=masks.and_masks(both))
+    with pytest.raises(maskdsl.CompileError, match="masks are more than padding"):
+        integration.tokens(2, 5, 5, use_vmap=True)
+    with pytest.raises(maskdsl.CompileError, match="cross-attention is not supported"):
+        integration.tokens(2, 5, 9, mask_function=masks.bidirectional_mask_function)
+    plain = masks.sliding_window_causal_mask_function(3)
+    assert integration.tokens(2, 5, 5, mask_function=plain).packable
+
+    layer = torch.nn.Module()
+    layer.config = SimpleNamespace(layer_types=["chunked_attention"] * 2)
+    layer.layer_idx, layer.is_causal = 1, True
+    x = torch.ones(1, 4, 5, 8)
+    wrong = [
+        ({}, "name a pattern for layers of type 'chunked_attention'"),
+        ({"output_attentions": True}, "weights are never made"),
+        ({"position_bias": x}, "attention with a position_bias is not supported"),
+        ({"attention_mask": None, "key": x[:, :, :3]}, "self-attention alone"),
+    ]
+    for given, cause in wrong:
+        call = {"query": x, "key": x, "value": x, "attention_mask": None, **given}
+        with pytest.raises(maskdsl.MaskError, match=cause):
+            integration.attention(layer, **call)
+    layer.config.layer_types = ["sliding_attention"] * 2
+    with pytest.raises(maskdsl.BindError, match="a window to both sides"):
+        integration.attention(layer, x, x, x, None, is_causal=False, sliding_window=3)
+    del layer.layer_idx
+    layer.config.maskdsl_patterns = ["std/full", "std/causal"]
+    with pytest.raises(maskdsl.BindError, match="does not know its layer's number"):
+        integration.attention(layer, x, x, x, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["gpt_oss", "gemma2"])
+def test_half_precision_is_as_near_as_eager_attention(kind: str, dtype: torch.dtype) -> None:
+    exact, eager, ours = make(kind), make(kind), make(kind)
+    use(ours)
+    with torch.no_grad():
+        wanted = exact(ids()).logits
+        own = (eager.to(dtype)(ids()).logits.float() - wanted).square().mean()
+        found = (ours.to(dtype)(ids()).logits.float() - wanted).square().mean()
+    assert 0 < found <= 1.5 * own
 
 
 def test_without_transformers_the_error_says_what_to_install(
