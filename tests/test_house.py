@@ -20,6 +20,7 @@ ROOMS = {
     "pictures": {"pattern", "planner", "ir"},
     "tables": set(),
     "integrations": {"runtime", "codegen", "simulator", "pattern", "planner", "ir"},
+    "natten": {"integrations"},
     "cli": {
         "language", "pictures", "integrations", "runtime", "simulator", "pattern", "planner", "ir",
     },
