@@ -1,6 +1,6 @@
 """MaskDSL: a compiler for attention patterns."""
 
-from maskdsl import tables
+from maskdsl import natten, tables
 from maskdsl.errors import (
     BindError,
     CacheError,
@@ -44,6 +44,7 @@ __all__ = [
     "input_tiles",
     "load",
     "merge",
+    "natten",
     "parse",
     "simulate",
     "sweep",

@@ -78,8 +78,8 @@ def _sequence(
     k, v = (x[:, :, start - tokens.first_key : high - tokens.first_key] for x in (k, v))
     if k.shape[2] != high - start:
         raise BindError(f"{k.shape[2]} keys are given for the tokens {start} to {high}")
-    values = {**named.values, **named.extents(high - start)}
-    kernel = kernel_for(named.pattern, values, q, k, v, scale=scale)
+    named.extents(high - start)  # what does not fit is told in the line's own words
+    kernel = kernel_for(named.pattern, named.values, q, k, v, scale=scale)
     out = kernel(q, k, v, **dict[str, Any](inputs))  # the last query stands at the last key
     assert isinstance(out, torch.Tensor)
     return out

@@ -11,7 +11,8 @@ import torch
 
 from maskdsl.errors import BindError
 from maskdsl.pattern import Pattern
-from maskdsl.runtime.compile import Kernel, compile  # noqa: A004
+from maskdsl.runtime.compile import compile  # noqa: A004
+from maskdsl.runtime.kernel import Kernel
 
 KEPT = 128  # kernels
 
