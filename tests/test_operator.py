@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.func import grad, vmap
 from torch.utils.checkpoint import checkpoint
 
@@ -93,6 +94,19 @@ def test_compiled(name: str, backend: str) -> None:
     torch.testing.assert_close(of_found, of_want)
 
 
+def test_one_graph_for_every_position() -> None:
+    kernel = kernel_of("plain")
+    q, k, v = tensors()
+    whole = kernel(q, k, v)
+    counter = CompileCounter()
+    step = torch.compile(
+        lambda q, i: kernel(q, k, v, q_offset=i), fullgraph=True, dynamic=True, backend=counter
+    )
+    for i in (3, 9, 17, TOKENS - 1):
+        torch.testing.assert_close(step(q[:, :, i : i + 1], i), whole[:, :, i : i + 1])
+    assert counter.frame_count == 1
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_vmap_over_samples(name: str) -> None:
     """Of batches, inputs with and without a batch dimension, some shared by all samples."""
@@ -133,6 +147,18 @@ def test_gradients_of_samples(name: str) -> None:
         flat = [*found[:3], *(found[3][n] for n in own)]
         for x, y in zip(flat, want, strict=True):
             torch.testing.assert_close(x[i], y)
+
+
+def test_slopes_forwards_are_refused_or_right() -> None:
+    """Never silently zero."""
+    q, k, v = tensors()
+    for kernel in (kernel_of("plain"), kernel_of("plain", "triton")):
+        with pytest.raises(RuntimeError, match="jvp"):
+            torch.func.jvp(lambda x, run=kernel: run(x, k, v), (q,), (q,))
+    dense = kernel_of("plain", "reference")
+    _, slope = torch.func.jvp(lambda x: dense(x, k, v), (q,), (q,))
+    near = (dense(q * 1.001, k, v) - dense(q * 0.999, k, v)) / 0.002
+    torch.testing.assert_close(slope, near, rtol=1e-2, atol=1e-2)
 
 
 def test_exported() -> None:

@@ -149,6 +149,13 @@ def check_plain(name: str, x: Any) -> None:
         raise BindError(f"{name} is on the meta device, which holds no values")
 
 
+def place(q_offset: Any) -> int:
+    """A position given from Python, or a symbol of a graph. Raises BindError."""
+    if isinstance(q_offset, torch.SymInt):
+        return q_offset  # type: ignore[return-value]
+    return whole("q_offset", q_offset, least=0)
+
+
 def _first(program: Program, want: Shapes, count: int, q_offset: Any) -> int | None:
     """Where the first of so many queries stands; None where they are all of the mask's."""
     if not program.shared:
@@ -157,7 +164,7 @@ def _first(program: Program, want: Shapes, count: int, q_offset: Any) -> int | N
         return None
     if not 1 <= count <= want.keys:
         return None  # told like any other shape that does not fit
-    first = want.keys - count if q_offset is None else whole("q_offset", q_offset, least=0)
+    first = want.keys - count if q_offset is None else place(q_offset)
     if first + count > want.keys:
         raise BindError(f"{count} queries from position {first} do not fit {want.keys} keys")
     return first if count < want.keys else None

@@ -12,9 +12,8 @@ from maskdsl.ir.definition import match_inputs
 from maskdsl.ir.differentiate import variables
 from maskdsl.ir.nodes import Array
 from maskdsl.ir.program import Program
-from maskdsl.language.binding import whole
 from maskdsl.pattern import Mask
-from maskdsl.runtime.boundary import check_plain, tensor_of
+from maskdsl.runtime.boundary import check_plain, place, tensor_of
 from maskdsl.runtime.choices import Choices
 from maskdsl.runtime.op import attention, register
 
@@ -146,8 +145,8 @@ def attend(
     given: list[torch.Tensor] = []
     if arrays or inputs:
         given = [tensor_of(a, x, q.device) for a, x in match_inputs(arrays, inputs)]
-    if q_offset is not None and not isinstance(q_offset, torch.SymInt):
-        q_offset = whole("q_offset", q_offset, least=0)
+    if q_offset is not None:
+        q_offset = place(q_offset)
     out, lse = attention(q, k, v, given, handle, q_offset)
     return (out, lse) if return_lse else out
 

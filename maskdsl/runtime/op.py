@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch._functorch import autograd_function
+from torch.autograd import forward_ad
 
 from maskdsl.errors import CompileError
 from maskdsl.runtime.op_batch import batched
@@ -181,7 +182,9 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
 
 
 def _tracked(*tensors: Any) -> bool:
-    return torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)
+    """Whether autograd looks, in reverse or (where a function without it raises) forwards."""
+    backwards = torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)
+    return backwards or forward_ad._current_level >= 0
 
 
 def _autograd_forward(
