@@ -55,7 +55,6 @@ class Case:
     dtype: torch.dtype = torch.float32
     batch: int = 1
     options: dict[str, Any] = field(default_factory=dict)
-    sizes: str = "small"
 
     def mask(self) -> maskdsl.Mask:
         read = maskdsl.load if self.spec.startswith("std/") else maskdsl.parse
@@ -101,7 +100,9 @@ CASES = {
         ODDITIES, {"n": 61, "heads": 3, "table": np.arange(61) % 3 == 0, "weight": [-0.1, 0.2, 0.4]}
     ),
     "unseen": Case(UNSEEN, {"n": 70, "heads": 2}, options={"descriptors": False}),
-    "nothing": Case("pattern nothing over (n) -> (m) keep q.n > 20 and k.m < 9", {"n": 40, "m": 37}),
+    "nothing": Case(
+        "pattern nothing over (n) -> (m) keep q.n > 20 and k.m < 9", {"n": 40, "m": 37}
+    ),
 }  # fmt: skip
 
 # Runs every file of a folder without MaskDSL, and writes what it gives beside it.
