@@ -185,6 +185,35 @@ def test_bench_measures_what_it_says(run: Run) -> None:
     assert "this kernel (median of 1)" in out
 
 
+# Upkeep
+
+
+def test_cache(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("maskdsl.runtime.cache_listing")
+    monkeypatch.setenv("MASKDSL_CACHE_DIR", str(tmp_path))
+    assert run.json("cache", "path")["path"].startswith(str(tmp_path))
+    assert run.json("cache", "ls") == []
+    mask = maskdsl.load("std/causal").bind(n=32)
+    kernel = maskdsl.compile(mask, 16, backend="triton", target="sm_90", q_tile=16, kv_tile=16)
+    kernel(*(torch.zeros(1, 1, 32, 16) for _ in range(3)))
+    found = run.json("cache", "ls")
+    assert [(e["key"], e["kind"]) for e in found] == [(kernel.key, "kernel")]
+    assert kernel.key in run("cache", "ls")[0]
+    assert "1 of 1 entries count" in run("cache", "verify")[1]
+    where = Path(run("cache", "path")[0].strip())
+    (where / f"{kernel.key}.py").write_text("import os")
+    assert kernel.key in run("cache", "verify", code=1)[0]
+    assert run.json("cache", "clear")["keys"] == 1
+    assert run.json("cache", "ls") == []
+
+
+def test_calibrate_wants_a_gpu(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("maskdsl.runtime.calibrate")
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert "there is none here" in run("calibrate", str(tmp_path / "a.toml"), code=1)[1]
+
+
 # Texts
 
 

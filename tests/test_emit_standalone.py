@@ -22,6 +22,7 @@ from maskdsl.codegen import standalone as written
 from maskdsl.integrations.standalone import standalone
 from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.reference import Reference
+from maskdsl.runtime.resources import resources_many
 
 SEGMENTS = """pattern segments
 over image(h, w) then text(n)
@@ -240,3 +241,19 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(written, "MAX_BYTES", 10)
     with pytest.raises(maskdsl.CompileError, match="take larger tiles"):
         CASES["oddities"].text()
+
+
+@pytest.mark.slow
+def test_machine_code_is_that_of_the_kernels() -> None:
+    """Triton compiles the file's kernels, under their new names, to what it makes of ours."""
+    mask = maskdsl.load("std/causal").bind(n=1024, heads=4, kv_heads=2)
+    kernel = maskdsl.compile(mask, 64, torch.float16, backend="triton", target="sm_90")
+    text = standalone(mask, 64, torch.float16, version="0.0.0")
+    names = {n: f"causal_{n}" for n in kernel.sources}
+    jobs = []
+    for name, source in kernel.sources.items():
+        types = source[source.index("TYPES = {") : source.index("\n\n\n@triton.jit")]
+        others = ", ".join(own for n, own in names.items() if n != name)
+        jobs.append((f"{text}\n\n{types}\ndel {others}\n", "sm_90"))
+    found = resources_many([*jobs, *((s, "sm_90") for s in kernel.sources.values())])
+    assert found[:3] == found[3:]

@@ -14,12 +14,12 @@ from typing import Annotated
 import typer
 
 from maskdsl import __version__
-from maskdsl.cli import kernels, plans, predictions, reports, texts
+from maskdsl.cli import kernels, plans, predictions, reports, texts, upkeep
 from maskdsl.cli.app import PANELS, app
 from maskdsl.cli.output import short_warnings
 from maskdsl.errors import MaskError
 
-__all__ = ["app", "kernels", "main", "plans", "predictions", "reports", "texts"]
+__all__ = ["app", "kernels", "main", "plans", "predictions", "reports", "texts", "upkeep"]
 
 app.registered_commands.sort(key=lambda c: PANELS.index(c.rich_help_panel))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,7 +125,7 @@ def sweep(
             least_speedup=least_speedup,
             **choices,
         )
-    shown = found if top is None else type(found)(found[:top], found.failed, found.varied)
+    shown = found if top is None else replace(found, predictions=found[:top])
     _draw(list(shown[:8]), out)
     if as_json:
         say_json(shown.to_dict())

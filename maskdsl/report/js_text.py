@@ -81,12 +81,12 @@ def js_function(root: Node, tables: Tables) -> str:
 
 def _reach(node: Node, below: Mapping[Node, int], tables: Tables) -> int:
     """Not less than any int on the way to the node's value, given those of its arguments."""
-    own = int(max(abs(node.low), abs(node.high)))
+    own: int = max(abs(node.low), abs(node.high))
     args = [below.get(a, 0) for a in node.args]
     if node.op == "linear":
         constant, coefficients = node.value
-        parts = sum(abs(c) * n for c, n in zip(coefficients, args, strict=True))
-        return int(abs(constant)) + parts
+        parts: int = sum(abs(c) * n for c, n in zip(coefficients, args, strict=True))
+        return parts + abs(int(constant))
     if node.op == "mul":
         return args[0] * args[1]
     if node.op == "load" and node.value.is_input:
