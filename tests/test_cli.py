@@ -95,6 +95,12 @@ def test_show_and_plan_save_pictures(run: Run, tmp_path: Path) -> None:
 
 
 def test_plan_of_a_target_and_of_segments(run: Run) -> None:
+    out, _ = run("plan", *NATTEN, "--target", "sm_90", "--head-dim", "64")
+    mask = maskdsl.load("std/natten2d").bind(
+        y=16, x=16, window=[5, 5], stride=[1, 1], dilation=[1, 1], causal=[False, False]
+    )
+    kernel = maskdsl.compile(mask, 64, torch.bfloat16, backend="triton", target="sm_90")
+    assert out == kernel.plan.explain() + "\n"
     found = run.json("plan", "std/causal", "n=1024", "heads=2", "--target", "sm_90")
     assert found["q_tiles"] == ["128"] and found["kv_tiles"] == ["64"]
     assert found["rows"] == [{"heads": [0, 1], "fewest": 2, "most": 16, "mean": 9.0}]
@@ -324,9 +330,11 @@ def test_a_closed_pipe_ends_quietly() -> None:
 
 
 def test_an_interrupt_ends_quietly() -> None:
-    command = [*COMMAND, "bench", "std/causal", "n=4096", "--repeats", "100000", "--seconds", "99"]
+    ready = "from maskdsl.cli import main; print('ready', flush=True); main()"
+    command = [sys.executable, "-c", ready, "bench", "std/causal", "n=4096", "--repeats", "99999"]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(4)
+    assert started.stdout is not None and started.stdout.readline() == "ready\n"
+    time.sleep(0.5)
     started.send_signal(signal.SIGINT)
     out, err = started.communicate(timeout=60)
     assert "Traceback" not in err and out == "" and started.returncode == 130

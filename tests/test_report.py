@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import grid_cases
 import numpy as np
 import pytest
 import torch
@@ -130,6 +131,13 @@ def test_what_it_cannot_show_is_said(tmp_path: Path) -> None:
     assert "beyond those of JavaScript" in made(wide.bind(n=64)).notes[0]
 
 
+def test_without_a_kernel() -> None:
+    """Kernels take a head_dim of 256 at most."""
+    mask = maskdsl.load("std/causal").bind(n=64)
+    page = report(mask, version="0.0.0", head_dim=300)
+    assert "no kernel is shown" in page.notes[-1] and "No kernel is shown" in page.html
+
+
 def test_vary() -> None:
     mask = maskdsl.load("std/sliding_window").bind(n=4096, window=256)
     text = made(mask, vary=("window", [128, 512])).html
@@ -171,6 +179,29 @@ def test_the_page_knows_the_mask(name: str, pages: dict[str, Path], chromium: Br
         dense = mask.dense(head=head)
         assert single == [bool(dense[q, k]) for q, k in ((0, 0), (3, 5), (11, 2))]
     assert not chromium.errors()
+
+
+@pytest.mark.slow
+def test_the_page_knows_the_library(chromium: Browser, tmp_path: Path) -> None:
+    """As above, of every entry with an oracle."""
+    file = tmp_path / "page.html"
+    different = []
+    for name, draw in sorted(grid_cases.CASES.items()):
+        case = draw(np.random.default_rng(5))
+        entry, _, pattern = name.partition(":")
+        mask = maskdsl.load(f"std/{entry}", pattern or None).bind(**case.bound)
+        page = made(mask, inputs=case.inputs)
+        assert not page.notes, (name, page.notes)
+        file.write_text(page.html)
+        chromium.open(file)
+        for head in chromium.run("return D.shown.map((s) => s.head)"):
+            rows = chromium.run(
+                "const found = []; for (let q = 0; q < D.queries; q++)"
+                " found.push(Array.from(keysOf(arguments[0], 0, q))); return found;", head,
+            )  # fmt: skip
+            if not np.array_equal(rows, mask.dense(head=head, **case.inputs)):
+                different.append((name, head))
+    assert not different and not chromium.errors()
 
 
 def test_inputs_at_hand_decide(tmp_path: Path, chromium: Browser) -> None:

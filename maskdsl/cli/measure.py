@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,12 @@ def measure(setting: Setting, rivals: list[str]) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    return f"CPU ({platform.processor() or platform.machine()})"
+    """What the system calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(x.split(":")[1].strip() for x in lines if x.startswith("model name"))
+    except (OSError, StopIteration, IndexError):
+        return f"CPU ({platform.processor() or platform.machine()})"
 
 
 def _tensors(s: Setting, device: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -167,7 +173,8 @@ def _flex(mask: Mask, inputs: Mapping[str, Any], device: str) -> Call:
 
     mask_mod, blocks = to_flex(mask, device=device, **inputs)
     del mask_mod  # the blocks hold it
-    score = score_mod(mask, device=device, **inputs)
+    scored = any(b.score is not None for b in mask.closed().all_blocks)
+    score = score_mod(mask, device=device, **inputs) if scored else None
     compiled = torch.compile(flex_attention, dynamic=False)
     grouped = mask.heads > mask.kv_heads
     return lambda q, k, v: compiled(q, k, v, score_mod=score, block_mask=blocks, enable_gqa=grouped)

@@ -13,7 +13,8 @@ from maskdsl.cli.output import note, say, say_json, working
 from maskdsl.cli.values import bind, planned
 from maskdsl.errors import BindError
 from maskdsl.pattern import Mask
-from maskdsl.planner import Plan
+from maskdsl.planner import Cost, Plan, work
+from maskdsl.simulator import device_for, layout_cost
 
 Head = Annotated[int, typer.Option(help="Which head.")]
 Query = Annotated[int | None, typer.Option(help="Whose keys to draw (default the middle).")]
@@ -81,7 +82,7 @@ def plan(
     mask = bind(spec, name, values)
     with working("planning"):
         if target is not None and q_tile is None and kv_tile is None:
-            found = mask.plan(target=target, head_dim=head_dim)
+            found = mask.plan(target=target, head_dim=head_dim, cost=_cost(target, head_dim))
         else:
             found = planned(mask, q_tile, kv_tile)
     if out is not None:
@@ -90,6 +91,14 @@ def plan(
         say_json(facts(mask, found))
     else:
         say(found.explain())
+
+
+def _cost(target: str, head_dim: int) -> Cost:
+    """What `compile` chooses tiles by."""
+    try:
+        return layout_cost(device_for(target), head_dim, "bf16")
+    except BindError:  # there is no such device among those that predictions know
+        return work
 
 
 def _draw(mask: Mask, plan: Plan, out: Path, head: int, query: int | None) -> None:

@@ -71,7 +71,10 @@ def standalone(
     definition = Definition(plan)
     store = Store()
     walks = {n: _walk(m, store) for n, m in modules.items()}
-    tables = {name: store.put(data_of(a)) for name, a in definition.text.arrays.items()}
+    tables = {
+        name: store.put(data_of(a)) + (".bool()" if a.type == "bool" else "")
+        for name, a in definition.text.arrays.items()
+    }
     merged = {x.merged for x in modules.values()} - {None}
     both = tuple(dict.fromkeys((*scored, *sunk)))
     context = {

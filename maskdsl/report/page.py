@@ -16,7 +16,7 @@ from pygments import highlight  # type: ignore[import-untyped]
 from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 from pygments.lexers import PythonLexer  # type: ignore[import-untyped]
 
-from maskdsl.errors import BindError, MaskError
+from maskdsl.errors import BindError, CompileError
 from maskdsl.ir.definition import arrays_of
 from maskdsl.language.highlight import MaskLexer
 from maskdsl.pattern import Mask
@@ -24,7 +24,6 @@ from maskdsl.planner import Plan
 from maskdsl.planner.layout import kernel_lanes
 from maskdsl.report.picture import Drawn
 from maskdsl.report.speed import Predictions, label, parse_vary
-from maskdsl.runtime.compile import Kernel
 from maskdsl.runtime.compile import compile as compile_mask
 from maskdsl.simulator import load_device
 
@@ -64,13 +63,11 @@ def report(
     program = mask.closed()
     given = _given(mask, inputs or {})
     target = load_device(device).target
-    kernel = compile_mask(mask, head_dim, dtype, backend="triton", target=target)
-    plan = kernel.plan
+    plan, sources, why = _kernel(mask, head_dim, dtype, target)
     drawn = Drawn(mask, plan, _layouts(mask, plan, head_dim), given)
     options: dict[str, Any] = {"head_dim": head_dim, "batch": batch, "heads": heads, "dtype": dtype}
     varied = None if vary is None else parse_vary(mask, *vary)
     predictions = Predictions(mask, device, options, varied)
-    sources, why = _sources(kernel)
     notes = [f"single pairs are not shown: {drawn.inexact}"] if drawn.inexact else []
     notes += [f"no kernel is shown: {why}"] if why else []
     page = _environment().get_template("page.html.j2")
@@ -135,13 +132,16 @@ def _layouts(mask: Mask, plan: Plan, head_dim: int) -> list[tuple[str, Any]]:
     ]
 
 
-def _sources(kernel: Kernel) -> tuple[list[tuple[str, str]], str]:
-    """(title, text) of the kernels, or why there are none."""
+def _kernel(
+    mask: Mask, head_dim: int, dtype: torch.dtype, target: str
+) -> tuple[Plan, list[tuple[str, str]], str]:
+    """The plan; (title, text) of the kernels, or why there are none."""
     titles = {"forward": "Forward", "dq": "Gradients of queries", "dkv": "Gradients of keys"}
     try:
-        return [(titles[n], text) for n, text in kernel.sources.items()], ""
-    except MaskError as e:
-        return [], str(e).splitlines()[0]
+        kernel = compile_mask(mask, head_dim, dtype, backend="triton", target=target)
+        return kernel.plan, [(titles[n], text) for n, text in kernel.sources.items()], ""
+    except CompileError as e:
+        return mask.plan(target=target, head_dim=head_dim), [], str(e).splitlines()[0]
 
 
 def _space(segments: Sequence[Any]) -> str:

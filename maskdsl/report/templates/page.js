@@ -258,11 +258,10 @@ function sheet(segment, found) {
     caption = names[names.length - 2] + " down, " + names[names.length - 1] + " across";
     if (panels > 1) caption += ", a panel for each " + names.slice(0, -2).join(", ");
   }
-  const gap = panels > 1 ? 1 : 0;
-  let columns = Math.min(panels, Math.max(1, Math.round(Math.sqrt((panels * (height + gap)) / (width + gap)))));
+  let columns = Math.min(panels, Math.max(1, Math.round(Math.sqrt((panels * height) / width))));
   const rows = Math.ceil(panels / columns);
   columns = Math.ceil(panels / rows);
-  const w = columns * (width + gap) - gap, h = rows * (height + gap) - gap;
+  const w = columns * width, h = rows * height;
   const fits = (n) => Math.max(1, Math.min(16, Math.floor(520 / n)));
   const scale = Math.min(fits(w), fits(h)), wide = w > 4 * h, high = h > 4 * w;
   const across = high ? Math.min(fits(w), Math.ceil((h * scale) / (4 * w))) : scale;
@@ -270,22 +269,36 @@ function sheet(segment, found) {
   const small = document.createElement("canvas");
   small.width = w; small.height = h;
   const paint = small.getContext("2d"), image = paint.createImageData(w, h), out = image.data;
-  const colours = [rgb(palette.empty), rgb(palette.kept)], self = rgb(palette.self), gapColour = rgb(palette.paper);
-  for (let o = 0; o < out.length; o += 4) { out.set(gapColour, o); out[o + 3] = 255; }
-  const per = height * width;
-  for (let at = 0; at < segment.tokens; at++) {
+  const colours = [rgb(palette.empty), rgb(palette.kept)], per = height * width;
+  const spot = (at) => {
     const panel = Math.floor(at / per), inner = at - panel * per;
-    const y = Math.floor(panel / columns) * (height + gap) + Math.floor(inner / width);
-    const x = (panel % columns) * (width + gap) + (inner % width);
-    const token = segment.offset + at, o = 4 * (y * w + x);
-    out.set(D.shared && token === state.query ? self : colours[found[token]], o);
+    return [panel % columns, Math.floor(panel / columns), inner % width, Math.floor(inner / width)];
+  };
+  for (let at = 0; at < segment.tokens; at++) {
+    const [column, row, x, y] = spot(at), o = 4 * ((row * height + y) * w + column * width + x);
+    out.set(colours[found[segment.offset + at]], o);
+    out[o + 3] = 255;
   }
   paint.putImageData(image, 0, 0);
-  const canvas = document.createElement("canvas");
-  canvas.width = w * across; canvas.height = h * down;
+  // panels apart, and the query large enough to be found
+  const canvas = document.createElement("canvas"), gap = panels > 1 ? Math.min(6, across + 1) : 0;
+  const broad = width * across, tall = height * down;
+  canvas.width = columns * (broad + gap) - gap;
+  canvas.height = rows * (tall + gap) - gap;
+  canvas.style.width = "min(100%, " + Math.max(canvas.width, Math.min(520, 2 * canvas.width)) + "px)";
   const big = canvas.getContext("2d");
   big.imageSmoothingEnabled = false;
-  big.drawImage(small, 0, 0, canvas.width, canvas.height);
+  for (let p = 0; p < panels; p++) {
+    const column = p % columns, row = Math.floor(p / columns);
+    big.drawImage(small, column * width, row * height, width, height, column * (broad + gap), row * (tall + gap), broad, tall);
+  }
+  const own = state.query - segment.offset;
+  if (D.shared && own >= 0 && own < segment.tokens) {
+    const [column, row, x, y] = spot(own), least = Math.max(5, canvas.width / 100), side = [Math.max(across, least), Math.max(down, least)];
+    const left = column * (broad + gap) + (x + 0.5) * across, top = row * (tall + gap) + (y + 0.5) * down;
+    big.fillStyle = palette.self;
+    big.fillRect(Math.round(left - side[0] / 2), Math.round(top - side[1] / 2), ...side);
+  }
   return { canvas, caption };
 }
 function showCoordinates() {
@@ -386,12 +399,12 @@ function listen() {
     moved += Math.abs(dx) + Math.abs(dy);
     if (moved > 4) setView(v.x - (dx / box.width) * v.w, v.y - (dy / box.height) * v.h, v.w, v.h);
   });
-  const let_go = (e) => {
+  const letGo = (e) => {
     if (held.delete(e.pointerId) && !held.size && moved <= 4 && e.type === "pointerup") take(tokenAt(e).query);
     apart = spread(held);
   };
-  canvas.addEventListener("pointerup", let_go);
-  canvas.addEventListener("pointercancel", let_go);
+  canvas.addEventListener("pointerup", letGo);
+  canvas.addEventListener("pointercancel", letGo);
   canvas.addEventListener("pointerleave", () => describeView());
   canvas.addEventListener("keydown", (e) => {
     const v = state.view, step = 0.15;
