@@ -129,6 +129,11 @@ for file in sorted(Path(sys.argv[1]).glob("*.py")):
     grads = torch.autograd.grad([out, lse], leaves, of, allow_unused=True)
     torch.use_deterministic_algorithms(False)
     found = {"out": out.detach(), "lse": lse.detach(), "grads": grads}
+    if hasattr(module, "visits_for"):
+        visits = module.visits_for(inputs, len(given["q"]))
+        out, lse = module.attention(*leaves[:3], inputs, return_lse=True, visits=visits)
+        found["by_visits"] = out, torch.autograd.grad([out, lse], leaves, of, allow_unused=True)
+        found["visits"] = {n: x for tables in visits.values() for n, x in tables.items()}
     if file.stem in sys.argv[2:]:
         again = given["q"].detach()[:, :, ::1], *(x.detach().clone() for x in leaves[1:3])
         for x in again[1:]:
@@ -220,6 +225,30 @@ def test_strides_and_layouts(name: str, folder: Path) -> None:
     for other in ("odd", "swapped"):
         assert torch.equal(found[other], found["out"]), other
     assert torch.equal(found["of_sum"], found["of_ones"])
+
+
+@pytest.mark.parametrize("name", ["documents", "packed"])
+def test_what_inputs_leave_empty_is_skipped(name: str, folder: Path) -> None:
+    """The same results, from the tiles that the runtime of MaskDSL visits or fewer."""
+    case, found = CASES[name], torch.load(folder / f"{name}.out")
+    out, grads = found["by_visits"]
+    close(out.detach(), found["out"], case.dtype)
+    for x, want in zip(grads, found["grads"], strict=True):
+        close(x, want, case.dtype)
+    inputs = torch.load(folder / f"{name}.in")["inputs"]
+    mask = case.mask()
+    plan = mask.plan(**case.options)
+    counts = found["visits"]["input_counts"]
+    for number, c in enumerate(plan.head_classes):
+        for b in range(case.batch):
+            keep = torch.from_numpy(mask.dense(head=c.heads[0], batch=b, **inputs))
+            for row in range(plan.q_tiles):
+                kinds = [0, 0]
+                for column in range(plan.kv_tiles):
+                    own = keep[plan.tokens("q", row)][:, plan.tokens("k", column)]
+                    whole = bool(own.all()) and own.shape[1] == 16 * (1 + (name == "packed"))
+                    kinds[whole] += bool(own.any())
+                assert counts[b, number, row].tolist() == kinds
 
 
 def test_keys_that_nobody_sees_may_hold_anything(folder: Path) -> None:

@@ -1,8 +1,9 @@
 """A plan's kernels as one Python file that needs torch and triton alone: forward and backward as a
 differentiable function, its tables, and a comparison with the definition in plain torch.
 
-Where a call's inputs decide which tiles are visited, the file visits every tile that some inputs
-would leave: right for all of them, but it skips nothing for those at hand.
+Where a call's inputs decide which tiles are visited, the file by itself visits every tile that some
+inputs would leave: right for all of them, but it skips nothing for those at hand. Its function
+`visits_for` works out what these leave, by the definition, for calls that share them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from maskdsl.planner import Grid, HeadClass, Plan
 from maskdsl.planner.transpose import transposed
 
 MAX_BYTES = 4 << 20  # of all tables, as the file holds them
-SHORT = 16  # entries that are written out
+SHORT = 12  # entries that are written out
 LINE_WIDTH = 96
 FACT_WIDTH = 84
 
@@ -102,6 +103,8 @@ def standalone(
         "described": any(m.merged is not None for m in modules.values()),
         "kernels": modules["forward"].kernels,
         "walks": walks,
+        "tiles": {n: _tiles(m, store) for n, m in modules.items() if m.asks_inputs},
+        "classes": [c.heads[0] for c in plan.head_classes],
         "tables": tables,
         "stored": store.lines(),
         "packed": store.packed,
@@ -140,6 +143,24 @@ def _walk(module: Module, store: Store) -> dict[str, str]:
     tables = dict(module.tables)
     if module.asks_inputs:
         tables |= _possible(module.plan, "k" if module.direction == "dkv" else "q")
+    return {name: store.put(data) for name, data in tables.items()}
+
+
+def _tiles(module: Module, store: Store) -> dict[str, str]:
+    """Names in the store of what deciding a kernel's tiles reads: the tokens of its own tiles and
+    of those it walks, and of the latter how the kernel is told them and whether it may take them
+    for full.
+    """
+    own, other = module.plan.q_grid_, module.plan.kv_grid_
+    if module.direction == "dkv":
+        own, other = other, own
+    packing = Packing.of(other, len(other.shape))
+    tables = {
+        "own": own.tokens(np.arange(own.count)).astype(np.int32),
+        "other": other.tokens(np.arange(other.count)).astype(np.int32),
+        "packed": packing.pack(other, np.arange(other.count)),
+        "crossing": crossing(other).astype(np.int8),
+    }
     return {name: store.put(data) for name, data in tables.items()}
 
 
