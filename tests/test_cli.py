@@ -292,7 +292,10 @@ def test_tables_come_from_files(run: Run, tmp_path: Path) -> None:
         (("emit", "std/causal", "n=64", "-o", "/proc/none/x.py"), "cannot be written"),
         (("bench", "std/causal", "n=64", "--against", "magic"), "--against is one of"),
         (("bench", "std/causal", "n=64", "--direction", "up"), "--direction is one of"),
-        (("bench", "std/causal", "n=64", "--repeats", "0"), "--repeats must be"),
+        (("bench", "std/causal", "n=64", "--batch", "0"), "--batch must be"),
+        (("simulate", "std/causal", "n=64", "-o", "x.foo"), "x.foo: Format 'foo'"),
+        (("simulate", "std/causal", "n=64", "-o", "/proc/none/x.png"), "cannot be written"),
+        (("new", "/"), "is not the name of a pattern"),
         (("report", "std/causal", "n=64", "--vary", "m=3", "-o", "x.html"), "--vary takes one of"),
         (("report", "std/causal", "n=64", "--vary", "m"), "NAME=VALUE,VALUE"),
     ],
@@ -307,6 +310,7 @@ def test_wrong_use_is_another_exit_code(run: Run) -> None:
     assert "No such command" in run("shew", code=2)[1]
     assert "No such option" in run("show", "std/causal", "--fast", code=2)[1]
     assert "Missing argument" in run("show", code=2)[1]
+    assert "--repeats" in run("bench", "std/causal", "n=64", "--repeats", "0", code=2)[1]
 
 
 def test_version_and_help(run: Run) -> None:

@@ -19,7 +19,7 @@ import torch
 from kernels import PACKED, RADIAL
 
 import maskdsl
-from maskdsl.codegen import standalone as written
+from maskdsl.codegen import table_text
 from maskdsl.integrations.standalone import standalone
 from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.cache import load_source
@@ -269,7 +269,7 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = maskdsl.load("std/causal").bind(n=64)
     with pytest.raises(maskdsl.CompileError, match="positive scale"):
         standalone(mask, 16, version="0", scale=-1.0)
-    monkeypatch.setattr(written, "MAX_BYTES", 10)
+    monkeypatch.setattr(table_text, "MAX_BYTES", 10)
     with pytest.raises(maskdsl.CompileError, match="take larger tiles"):
         CASES["oddities"].text()
 

@@ -131,6 +131,13 @@ def test_what_it_cannot_show_is_said(tmp_path: Path) -> None:
     assert "beyond those of JavaScript" in made(wide.bind(n=64)).notes[0]
 
 
+def test_many_kinds_of_heads() -> None:
+    mask = maskdsl.parse("pattern p over (n) keep (q.n - k.n) % (head + 1) == 0")
+    page = made(mask.bind(n=40, heads=11))
+    assert page.notes == ("3 further kinds of heads are not drawn",)
+    assert page.notes[0] in page.html
+
+
 def test_without_a_kernel() -> None:
     """Kernels take a head_dim of 256 at most."""
     mask = maskdsl.load("std/causal").bind(n=64)

@@ -196,8 +196,8 @@ def bench(
         list[str] | None,
         typer.Option("--input", help="An input, NAME=VALUE or NAME=@file.npy (default: made up)."),
     ] = None,
-    warmup: Annotated[int, typer.Option(help="Calls before any is timed.")] = 2,
-    repeats: Annotated[int, typer.Option(help="Timed calls; the median counts.")] = 10,
+    warmup: Annotated[int, typer.Option(min=0, help="Calls before any is timed.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls; the median counts.")] = 10,
     seconds: Annotated[float, typer.Option(help="Stop repeating after so long.")] = 20.0,
     as_json: AsJson = False,
 ) -> None:

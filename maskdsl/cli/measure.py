@@ -56,7 +56,7 @@ def measure(setting: Setting, rivals: list[str]) -> dict[str, Any]:
     s = setting
     if s.direction not in DIRECTIONS:
         raise BindError(f"--direction is one of {', '.join(DIRECTIONS)}, not '{s.direction}'")
-    for what, n in (("head-dim", s.head_dim), ("batch", s.batch), ("repeats", s.repeats)):
+    for what, n in (("head-dim", s.head_dim), ("batch", s.batch)):
         if n < 1:
             raise BindError(f"--{what} must be at least 1, not {n}")
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -63,6 +63,21 @@ def working(what: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def drawing(out: Path) -> Iterator[None]:
+    """Around what saves a picture; says where it is. Raises BindError where it cannot be saved."""
+    try:
+        with working("drawing"):
+            yield
+    except BindError:
+        raise
+    except OSError as e:
+        raise BindError(f"{out}: cannot be written: {e.strerror or e}") from None
+    except ValueError as e:  # such as a suffix that no picture format has
+        raise BindError(f"{out}: {str(e).splitlines()[0]}") from None
+    note(f"saved {out}")
+
+
 def save(path: Path, content: str | bytes) -> None:
     """Write a file, its folder too. Raises BindError."""
     try:

@@ -9,7 +9,7 @@ import typer
 
 from maskdsl import pictures
 from maskdsl.cli.app import PLANS, AsJson, KvTile, Name, QTile, Spec, Values, app
-from maskdsl.cli.output import note, say, say_json, working
+from maskdsl.cli.output import drawing, say, say_json, working
 from maskdsl.cli.values import bind, planned
 from maskdsl.errors import BindError
 from maskdsl.pattern import Mask
@@ -102,16 +102,8 @@ def _cost(target: str, head_dim: int) -> Cost:
 
 
 def _draw(mask: Mask, plan: Plan, out: Path, head: int, query: int | None) -> None:
-    with working("drawing"):
-        try:
-            pictures.draw(mask, plan, out, head, query)
-        except OSError as e:
-            raise BindError(f"{out}: cannot be written: {e.strerror or e}") from None
-        except ValueError as e:  # such as a suffix without a picture format
-            if isinstance(e, BindError):
-                raise
-            raise BindError(f"{out}: {str(e).splitlines()[0]}") from None
-    note(f"saved {out}")
+    with drawing(out):
+        pictures.draw(mask, plan, out, head, query)
 
 
 def facts(mask: Mask, plan: Plan) -> dict[str, Any]:

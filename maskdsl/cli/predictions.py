@@ -23,9 +23,8 @@ from maskdsl.cli.app import (
     app,
 )
 from maskdsl.cli.complete import devices
-from maskdsl.cli.output import note, say, say_json, working
+from maskdsl.cli.output import drawing, say, say_json, working
 from maskdsl.cli.values import alternatives, bind, given, parse_tile, planned
-from maskdsl.errors import BindError
 from maskdsl.pattern import load
 from maskdsl.simulator import Prediction, plots
 from maskdsl.simulator import simulate as predict
@@ -101,7 +100,7 @@ def sweep(
         float | None,
         typer.Option(help="Only what is so much faster than dense, most pairs first."),
     ] = None,
-    top: Annotated[int | None, typer.Option(help="Print only the best so many.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Print only the best so many.")] = None,
     out: Picture = None,
     as_json: AsJson = False,
 ) -> None:
@@ -147,9 +146,5 @@ def _pair(text: str) -> tuple[Any, Any]:
 def _draw(predictions: list[Prediction], out: Path | None) -> None:
     if out is None or not predictions:
         return
-    with working("drawing"):
-        try:
-            plots.draw(predictions, out)
-        except OSError as e:
-            raise BindError(f"{out}: cannot be written: {e.strerror or e}") from None
-    note(f"saved {out}")
+    with drawing(out):
+        plots.draw(predictions, out)

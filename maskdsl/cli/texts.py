@@ -182,6 +182,8 @@ def new(
     """
     if over not in OVER:
         raise BindError(f"--over is one of {', '.join(OVER)}, not '{over}'")
+    if not file.name:
+        raise BindError(f"'{file}' is not the name of a pattern")
     path = file if file.suffix == ".mask" else file.with_name(file.name + ".mask")
     if path.exists() and not force:
         raise BindError(f"{path} exists already (--force writes over it)")

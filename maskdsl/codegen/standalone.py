@@ -8,12 +8,8 @@ inputs would leave: right for all of them, but it skips nothing for those at han
 
 from __future__ import annotations
 
-import base64
-import re
 import textwrap
-import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -23,19 +19,16 @@ from maskdsl.codegen.gradients import GradientEmission
 from maskdsl.codegen.header import comment_lines, facts
 from maskdsl.codegen.rendering import render
 from maskdsl.codegen.spec import Spec
+from maskdsl.codegen.table_text import Store
 from maskdsl.codegen.together import join
-from maskdsl.codegen.torch_text import HELPERS, TorchText
+from maskdsl.codegen.torch_definition import Definition
 from maskdsl.codegen.visits import Packing
 from maskdsl.codegen.walk import crossing
 from maskdsl.errors import CompileError
 from maskdsl.ir.nodes import Node, postorder
-from maskdsl.ir.program import Block, Segment
 from maskdsl.planner import Grid, HeadClass, Plan
 from maskdsl.planner.transpose import transposed
 
-MAX_BYTES = 4 << 20  # of all tables, as the file holds them
-SHORT = 12  # entries that are written out
-LINE_WIDTH = 96
 FACT_WIDTH = 84
 
 _RENAMED = {
@@ -57,7 +50,7 @@ def standalone(
     plan_of: gives the plans of "dq" and "dkv". scale: the default one of the products, positive.
     version: of what emits it. input_gradients: whether float inputs that scores or the sink read
     get gradients. Raises CompileError where a kernel is beyond templates, or the tables are larger
-    than MAX_BYTES.
+    than a file should hold.
     """
     program = plan.program
     if not spec.rising:
@@ -202,100 +195,3 @@ def _possible_of(
     tiles = np.zeros((rows, int(total.max(initial=0))), dtype=np.int64)
     tiles[row, np.arange(len(row)) - np.repeat(np.cumsum(total) - total, total)] = tile
     return tiles, counts
-
-
-class Store:
-    """Tables as the file writes them: short ones plainly, others compressed; equal ones once."""
-
-    def __init__(self) -> None:
-        self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-        self._lines: list[list[str]] = []
-        self._size = 0
-        self.packed = False
-
-    def put(self, data: np.ndarray) -> str:
-        """The name of a table. Raises CompileError past MAX_BYTES."""
-        key = (data.dtype.name, data.shape, data.tobytes())
-        if key not in self._names:
-            self._names[key] = name = f"T{len(self._names)}"
-            self._lines.append(self._written(name, np.ascontiguousarray(data)))
-        return self._names[key]
-
-    def lines(self) -> list[str]:
-        return [line for lines in self._lines for line in lines]
-
-    def _written(self, name: str, data: np.ndarray) -> list[str]:
-        shape = tuple(int(n) for n in data.shape)
-        if data.size <= SHORT:
-            values = data.reshape(-1).tolist()
-            reshape = f".view{shape}" if len(shape) != 1 else ""
-            tensor = f"torch.tensor({values}, dtype=torch.{data.dtype.name}){reshape}"
-            return [f"{name} = {tensor}"]
-        whole = data.dtype.kind == "i"
-        flat = data.reshape(-1)
-        # neighbours are alike: differences compress better
-        flat = np.diff(flat, prepend=flat.dtype.type(0)) if whole else flat
-        packed = base64.b85encode(zlib.compress(flat.tobytes(), 9)).decode()
-        self._size += len(packed)
-        if self._size > MAX_BYTES:
-            raise CompileError(
-                f"the tables of this plan take more than {MAX_BYTES >> 20} MiB in a standalone "
-                "file: take larger tiles, or a shorter sequence"
-            )
-        self.packed = True
-        texts = [packed[i : i + LINE_WIDTH] for i in range(0, len(packed), LINE_WIDTH)]
-        head = f'{name} = unpacked("{data.dtype.name}", {shape}, """'
-        return [head, *texts, '""")']
-
-
-class Definition:
-    """The pattern in plain torch. functions: (name, arguments, comment, lines) of each pair of
-    segments; sink: lines, or nothing. helpers: texts of the functions used.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        program = plan.program
-        self.text = TorchText()
-        self.segmented = program.segmented
-        self.blocks = [self._block(b, number) for number, b in enumerate(program.all_blocks)]
-        self.sink: list[str] = []
-        if program.sink is not None:
-            self.text.forget()
-            result = self.text.write(program.sink)
-            self.sink = [*self.text.lines, f"return {result.text}"]
-        self.helpers = [HELPERS[n].strip() for n in HELPERS if n in self.text.helpers]
-
-    def _block(self, block: Block, number: int) -> dict[str, Any]:
-        text = self.text
-        text.forget()
-        keep = text.write(block.keep)
-        scored = Node("logit", "float") if block.score is None else block.score
-        score = text.write(scored)
-        body = " ".join([*text.lines, keep.text, score.text])
-        lines = [
-            *_coordinates("q", block.queries, "rows[:, None]", body),
-            *_coordinates("k", block.keys, "columns[None, :]", body),
-            *text.lines,
-            f"keep = {keep.text}",
-            f"return keep, {score.text}",
-        ]
-        names = [s.name or "tokens" for s in (block.queries, block.keys)]
-        return {
-            "function": f"pairs{number}" if self.segmented else "pairs",
-            "what": f"Queries of {names[0]} and keys of {names[1]}" if self.segmented else "",
-            "lines": lines,
-            "queries": (block.queries.offset, block.queries.offset + block.queries.tokens),
-            "keys": (block.keys.offset, block.keys.offset + block.keys.tokens),
-        }
-
-
-def _coordinates(side: str, segment: Segment, source: str, body: str) -> list[str]:
-    """Lines that set the coordinates that a text reads, from positions in the segment."""
-    found, step = [], 1
-    for i, (name, extent) in reversed(list(enumerate(segment.axes))):
-        text = f"{source} // {step}" if step > 1 else source
-        text = f"{text} % {extent}" if i and step * (extent or 1) <= segment.tokens else text
-        step *= extent or 1
-        if re.search(rf"\b{side}_{name}\b", body):
-            found.append(f"{side}_{name} = {text}")
-    return found[::-1]

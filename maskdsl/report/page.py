@@ -69,6 +69,8 @@ def report(
     varied = None if vary is None else parse_vary(mask, *vary)
     predictions = Predictions(mask, device, options, varied)
     notes = [f"single pairs are not shown: {drawn.inexact}"] if drawn.inexact else []
+    if drawn.left_out:
+        notes.append(f"{drawn.left_out} further kinds of heads are not drawn")
     notes += [f"no kernel is shown: {why}"] if why else []
     page = _environment().get_template("page.html.j2")
     bound = {n: _short(x) for n, x in mask.values.items()}

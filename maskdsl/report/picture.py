@@ -30,8 +30,8 @@ Finder = Callable[[], Plan]
 class Drawn:
     """Everything that the page's script needs, as plain data, and functions as text.
 
-    data: see `page.js`. functions: of each pair of segments, or "null". inexact: why the script
-    cannot tell single pairs, or "".
+    data: see `page.js`. left_out: kinds of heads that are not drawn. functions: of each pair of
+    segments, or "null". inexact: why the script cannot tell single pairs, or "".
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Drawn:
             self.functions = "null"
             tables.arrays.clear()
         shown = _shown_heads(plan, _reads_heads(program))
-        self.heads = shown
+        self.left_out = max(len(plan.head_classes) - MAX_CLASSES, 0)
         self.data: dict[str, Any] = {
             "name": plan.name,
             "queries": program.query_tokens,
