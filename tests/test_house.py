@@ -20,12 +20,12 @@ ROOMS = {
     "pictures": {"pattern", "planner", "ir"},
     "tables": set(),
     "integrations": {"runtime", "codegen", "simulator", "pattern", "planner", "ir"},
-    "report": {
-        "runtime", "codegen", "pictures", "simulator", "pattern", "planner", "language", "ir",
-    },
     "cli": {
         "report", "language", "pictures", "integrations", "runtime", "simulator", "pattern",
         "planner", "ir", "__version__",
+    },
+    "report": {
+        "runtime", "codegen", "pictures", "simulator", "pattern", "planner", "language", "ir",
     },
 }  # fmt: skip
 
