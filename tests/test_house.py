@@ -22,7 +22,11 @@ ROOMS = {
     "integrations": {"runtime", "codegen", "simulator", "pattern", "planner", "ir"},
     "natten": {"integrations"},
     "cli": {
-        "language", "pictures", "integrations", "runtime", "simulator", "pattern", "planner", "ir",
+        "report", "language", "pictures", "integrations", "runtime", "simulator", "pattern",
+        "planner", "ir", "__version__",
+    },
+    "report": {
+        "runtime", "codegen", "pictures", "simulator", "pattern", "planner", "language", "ir",
     },
 }  # fmt: skip
 
