@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"  this CPU: {time * 1e3:.0f} ms, {dense / time:.1f} times as fast as dense")
         p = maskdsl.simulate(pattern.bind(n=FAR, heads=HEADS, **bound), head_dim=DIM, device="h100")
         print(
-            f"  H100, {FAR:,} tokens, predicted: {p.time * 1e3:.2f} ms, {far / p.time:.1f} times as "
-            f"fast as causal attention; limited by {p.bottleneck}"
+            f"  H100, {FAR:,} tokens, predicted: {p.time * 1e3:.2f} ms, {far / p.time:.1f} times "
+            f"as fast as causal attention; limited by {p.bottleneck}"
         )
 
 

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         time = seconds(lambda kernel=kernel: kernel(q, k, v))
         print(f"  this CPU: {time * 1e3:.0f} ms, {dense / time:.1f} times as fast as dense")
         if not quick:
-            mask_mod, blocks = maskdsl.to_flex(mask)
+            _, blocks = maskdsl.to_flex(mask)
             flex = torch.compile(flex_attention)
             theirs = seconds(lambda flex=flex, blocks=blocks: flex(q, k, v, block_mask=blocks))
             print(f"  this CPU, FlexAttention: {theirs * 1e3:.0f} ms")

@@ -89,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             mask, head_dim=DIM, batch=2, device="h100", direction=direction, inputs={"doc": doc}
         )
         print(
-            f"H100, {direction}, predicted: {p.time * 1e6:.0f} us, {p.speedup:.1f} times as fast as "
-            "without documents, all pairs"
+            f"H100, {direction}, predicted: {p.time * 1e6:.0f} us, {p.speedup:.1f} times as fast "
+            "as without documents, all pairs"
         )
 
 

@@ -114,10 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for i, title in enumerate(frames):
         axes[0].text((i + 0.5) * (side + 1), -1, title, ha="center")
     shown = range(0, t, t // 8)
-    axes[1].imshow(
-        np.vstack([np.hstack([np.hstack([s[f], gap * 0.5]) for f in shown]) for s in seen.values()]),
-        cmap="Blues", vmin=0, vmax=1.3,
-    )  # fmt: skip
+    rows = [np.hstack([np.hstack([box[f], gap * 0.5]) for f in shown]) for box in seen.values()]
+    axes[1].imshow(np.vstack(rows), cmap="Blues", vmin=0, vmax=1.3)
     for i, name in enumerate(seen):
         axes[1].text(-1, (i + 0.5) * side, name, ha="right", va="center")
     axes[1].set_title(f"what the token in the middle of frame {t // 2} sees, frame by frame")
