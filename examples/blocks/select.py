@@ -75,7 +75,24 @@ def pick(logits: torch.Tensor) -> torch.Tensor:
     """bool: the TOP best of the blocks, a query's own always."""
     own = torch.eye(logits.shape[-1], dtype=torch.bool)
     best = earlier(logits).masked_fill(own, torch.inf).topk(TOP, -1).indices
-    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, best, True)
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, best, True).tril()
+
+
+@torch.no_grad()
+def timed(mask: maskdsl.Mask, gate: Gate, generator: torch.Generator) -> str:
+    """One line on the time of attention to what the gate chooses."""
+    kernel = maskdsl.compile(mask, head_dim=DIM)
+    q, k = sample(mask.shape[1], generator)
+    v = torch.randn_like(q)
+    dense = seconds(lambda: scaled_dot_product_attention(q, k, v, is_causal=True))
+    time = seconds(lambda: kernel(q, k, v, picked=pick(gate(q, k))))
+    inputs = {"picked": pick(gate(q, k))}
+    p = maskdsl.simulate(mask, head_dim=DIM, device="h100", inputs=inputs)
+    return (
+        f"{mask.shape[1]:,} tokens: {time * 1e3:.0f} ms on this CPU, gate included, dense causal "
+        f"{dense * 1e3:.0f} ms; an H100, predicted: {p.time * 1e6:.0f} us, dense, all pairs, "
+        f"{p.dense_time * 1e6:.0f} us"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -116,13 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"  {name}: keeps {kept:.0%} of dense attention's weight")
     picked = choices["gate, distilled"]
     print(exactness(mask, kernel, DIM, picked=picked))
-    dense = seconds(lambda: scaled_dot_product_attention(q, k, v, is_causal=True))
-    time = seconds(lambda: kernel(q, k, v, picked=pick(gate(q, k))))
-    print(
-        f"this CPU: {time * 1e3:.0f} ms, gate included; dense causal attention {dense * 1e3:.0f} ms"
-    )
-    p = maskdsl.simulate(mask, head_dim=DIM, heads=HEADS, device="h100", inputs={"picked": picked})
-    print(f"H100, predicted: {p.time * 1e6:.0f} us; dense, all pairs: {p.dense_time * 1e6:.0f} us")
+    for length in (n, 4 * n):
+        print(timed(pattern.bind(n=length, size=SIZE, heads=HEADS), gate, generator))
 
     panels = {"weight of each block": truth.sqrt()} | {x: choices[x].float() for x in choices}
     figure, axes = plt.subplots(1, len(panels), figsize=(15, 3.4), layout="constrained")
