@@ -6,6 +6,8 @@ import os
 import sys
 
 os.environ["TRITON_INTERPRET"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads only wait
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MASKDSL_VERIFY"] = "1"  # the IR is checked between stages
 
 import pytest

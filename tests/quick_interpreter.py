@@ -55,11 +55,11 @@ def _shape(shape: tuple[int, ...]) -> tuple[Any, Any]:
     return like.shape, like.numel
 
 
-def _make_tensor(self: Any, handle: Any, type: Any) -> None:
+def _make_tensor(self: Any, handle: Any, of: Any) -> None:
     self.handle = handle
-    self.type = type
-    self.dtype = type.scalar
-    dims = tuple(type.shape) if type.is_block() else ()
+    self.type = of
+    self.dtype = of.scalar
+    dims = tuple(of.shape) if of.is_block() else ()
     self.shape, self.numel = _shape(dims)
 
 

@@ -10,6 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from maskdsl.cli import main
+
+
+def in_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str
+) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `maskdsl ...`."""
+    monkeypatch.setattr(sys, "argv", ["maskdsl", *args])
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0), *capsys.readouterr()
+
 
 def run(*args: str, code: int = 0) -> tuple[str, str]:
     """(stdout, stderr) of `maskdsl ...` in a process of its own."""
@@ -64,7 +77,6 @@ def test_simulate_prints_json() -> None:
 @pytest.mark.parametrize(
     ("args", "cause"),
     [
-        (("show", "std/radail", "t=2"), "did you mean 'std/radial'"),
         (("show", "none.mask"), "none.mask: cannot be read"),
         (("show", "std/radial", "t=2", "s=x"), "'x' is not a number"),
         (("show", "std/radial", "t"), "not of the form NAME=VALUE"),
@@ -75,7 +87,18 @@ def test_simulate_prints_json() -> None:
         (("simulate", "std/causal", "n=64", "--dtype", "int3"), "dtype"),
     ],
 )
-def test_errors_are_lines_and_not_tracebacks(args: tuple[str, ...], cause: str) -> None:
-    _, err = run(*args, code=1)
+def test_errors_are_lines_and_not_tracebacks(
+    args: tuple[str, ...],
+    cause: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, _, err = in_process(monkeypatch, capsys, *args)
+    assert code == 1
     assert cause in err and "Traceback" not in err
     assert err.count("\n") == 1
+
+
+def test_an_error_ends_the_process_with_a_line() -> None:
+    out, err = run("show", "std/radail", "t=2", code=1)
+    assert out == "" and "did you mean 'std/radial'" in err and err.count("\n") == 1
