@@ -242,9 +242,7 @@ def test_full_tiles_are_not_masked(
             assert more >= pairs / 2 or count(loop, product) > count(bare, product)
 
 
-@pytest.mark.parametrize(
-    "direction", [pytest.param("forward", marks=pytest.mark.slow), "backward"]
-)
+@pytest.mark.parametrize("direction", [pytest.param("forward", marks=pytest.mark.slow), "backward"])
 def test_a_kernel_tells_the_same(found: Callable[..., Found], direction: str) -> None:
     kernel = compiled_for(SUITE["causal-16k"], "sm_90")
     modules = found("causal-16k", direction, "sm_90").modules

@@ -247,9 +247,7 @@ def test_nothing_spills(name: str, code_of: Callable[[str], dict[str, Any]]) -> 
 
 
 @pytest.mark.parametrize("name", by_speed(LARGE))
-def test_exponentials_overlap_products(
-    name: str, code_of: Callable[[str], dict[str, Any]]
-) -> None:
+def test_exponentials_overlap_products(name: str, code_of: Callable[[str], dict[str, Any]]) -> None:
     """Both products start; the first alone is waited for; then all exponentials, the wait for the
     next keys, and the wait for the sum. Copies start after all warps have met.
     """
