@@ -9,11 +9,14 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 demo: $(VENV)/.run
 	$(BIN)/python examples/photograph/denoise.py --out out
 
+# Two processes, a core each: one that is done takes from what the other has left.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow"
+	$(PYTEST) -m "not gpu and not slow"
 
 slow: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 golden: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not gpu" --refresh-goldens tests/test_codegen.py tests/test_grammar.py

@@ -32,47 +32,67 @@ LARGE = {
         {"t": 30, "h": 48, "w": 80, "heads": 24}, (2, 8, 8), (2, 8, 8), 128, 128,
     ),
 }  # fmt: skip
+PRODUCT = {"sm_80": "HMMA", "sm_90": "HGMMA"}
 SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
 
 
-@pytest.fixture(scope="module")
-def compiled() -> dict[tuple[str, str], Resources]:
+Jobs = dict[tuple[str, str], tuple[str | Emitted, str]]
+PARTS = ["some", pytest.param("all", marks=pytest.mark.slow)]
+
+
+def large_jobs(part: str) -> list[tuple[str, str]]:
+    """(case, target): of some, every case for one target, every target for one case."""
+    return [
+        (name, target)
+        for i, name in enumerate(LARGE)
+        for j, target in enumerate(SHARED_BYTES)
+        if part == "all" or (j - i) % 3 == 1
+    ]
+
+
+def small_jobs(part: str, odd: bool) -> list[tuple[str, Case, str]]:
+    """(name, case, target): of some, every case forward or (odd) backward."""
+    return [
+        (name, case, ("sm_80", "sm_90")[(number // 2 + odd) % 2])
+        for number, (name, case) in enumerate(CASES.items())
+        if part == "all" or number % 2 == odd
+    ]
+
+
+@pytest.fixture(scope="module", params=PARTS)
+def compiled(request: pytest.FixtureRequest) -> dict[tuple[str, str], Resources]:
     """By (case, target): all in one process."""
-    jobs: dict[tuple[str, str], tuple[str | Emitted, str]] = {}
-    for number, (name, case) in enumerate(CASES.items()):
-        target = ("sm_80", "sm_90")[number % 2]
+    jobs: Jobs = {}
+    for name, case, target in small_jobs(request.param, odd=False):
         jobs[name, target] = emit(case.plan(), case.spec(target)), target
-    for seed in RANDOM:
+    for seed in RANDOM if request.param == "all" else RANDOM[::5]:
         target = ("sm_90", "sm_80")[seed // 2 % 2]
         kernel = emit(random_plan(seed, odd=seed % 2 == 0)[1], Spec(16, 16, "float32", target))
         jobs[f"random {seed}", target] = kernel, target
-    for name, case in LARGE.items():
-        case = Case(**{**case.__dict__, "dtype": torch.bfloat16})
-        for target in SHARED_BYTES:
-            jobs[f"large {name}", target] = emit(case.plan(), case.spec(target)), target
+    for name, target in large_jobs(request.param):
+        case = replace(LARGE[name], dtype=torch.bfloat16)
+        jobs[f"large {name}", target] = emit(case.plan(), case.spec(target)), target
     return dict(zip(jobs, resources_many(list(jobs.values())), strict=True))
 
 
-@pytest.fixture(scope="module")
-def gradients() -> dict[tuple[str, str], Resources]:
+@pytest.fixture(scope="module", params=PARTS)
+def gradients(request: pytest.FixtureRequest) -> dict[tuple[str, str], Resources]:
     """Backward modules by (case, target): all in one process."""
-    jobs: dict[tuple[str, str], tuple[str | Emitted, str]] = {}
-    for number, (name, case) in enumerate(CASES.items()):
+    jobs: Jobs = {}
+    for name, case, target in small_jobs(request.param, odd=True):
         inputs = [n for n, (_, kind) in case.inputs.items() if kind == "float"]
         for kernel in ("dq", "dkv"):
-            target = ("sm_90", "sm_80")[number % 2]
             module = GradientEmission(kernel, case.plan(), case.spec(target), inputs)
             jobs[f"{name} {kernel}", target] = module.emitted(), target
-    for seed in RANDOM[::3]:
+    for seed in RANDOM[:: 3 if request.param == "all" else 8]:
         for kernel in ("dq", "dkv"):
             plan = random_plan(seed, odd=True)[1]
             module = GradientEmission(kernel, plan, Spec(16, 16, "float16"))
             jobs[f"random {seed} {kernel}", "sm_90"] = module.emitted(), "sm_90"
-    for name, case in LARGE.items():
-        for target in SHARED_BYTES:
-            for kernel, source in large(case, target).sources.items():
-                if kernel != "forward":
-                    jobs[f"large {name} {kernel}", target] = source, target
+    for name, target in large_jobs(request.param):
+        for kernel, source in large(LARGE[name], target).sources.items():
+            if kernel != "forward":
+                jobs[f"large {name} {kernel}", target] = source, target
     return dict(zip(jobs, resources_many(list(jobs.values())), strict=True))
 
 
@@ -92,13 +112,13 @@ def test_every_backward_kernel_compiles(gradients: dict[tuple[str, str], Resourc
 def test_large_backward_kernels_hardly_spill_and_use_the_tensor_cores(
     gradients: dict[tuple[str, str], Resources],
 ) -> None:
-    for name in LARGE:
-        for target, product in (("sm_80", "HMMA"), ("sm_90", "HGMMA")):
-            for kernel in ("dq", "dkv"):
-                found = gradients[f"large {name} {kernel}", target]
-                assert found.spills <= (160 if name == "video" else 64), (name, kernel, target)
-                assert found.instructions[product] > 0, (name, target)
-                assert found.instructions["MUFU.EX2"] > 0, (name, target)
+    known = {key: found for key, found in gradients.items() if key[0].startswith("large")}
+    assert len(known) >= 8
+    for (name, target), found in known.items():
+        if target in PRODUCT:
+            assert found.spills <= (160 if "video" in name else 64), (name, target)
+            assert found.instructions[PRODUCT[target]] > 0, (name, target)
+            assert found.instructions["MUFU.EX2"] > 0, (name, target)
 
 
 SCORES = {
@@ -114,7 +134,7 @@ def test_gradients_of_inputs_compile() -> None:
         maskdsl.parse(f"pattern p over (n) {text}").bind(n=500, heads=4, kv_heads=2).plan(32, 32)
         for text in SCORES.values()
     ]
-    spec = Spec(64, 64, "bfloat16")
+    spec = Spec(32, 32, "bfloat16")
     jobs = [
         (GradientEmission(kernel, p, spec, ["x"]).emitted(), "sm_90")
         for p in plans
@@ -148,11 +168,13 @@ def test_every_kernel_compiles(compiled: dict[tuple[str, str], Resources]) -> No
 def test_large_kernels_do_not_spill_and_use_the_tensor_cores(
     compiled: dict[tuple[str, str], Resources],
 ) -> None:
-    for name in LARGE:
-        assert compiled[f"large {name}", "sm_90"].spills <= (16 if name == "video" else 0), name
-        for target, product in (("sm_80", "HMMA"), ("sm_90", "HGMMA")):
-            found = compiled[f"large {name}", target]
-            assert found.instructions[product] > 0, (name, target)
+    known = {key: found for key, found in compiled.items() if key[0].startswith("large")}
+    assert len(known) >= 4
+    for (name, target), found in known.items():
+        if target == "sm_90":
+            assert found.spills <= (16 if "video" in name else 0), name
+        if target in PRODUCT:
+            assert found.instructions[PRODUCT[target]] > 0, (name, target)
             assert found.instructions["MUFU.EX2"] > 0, (name, target)
 
 
@@ -160,7 +182,7 @@ def test_amd() -> None:
     case = CASES["window"]
     found = resources(emit(case.plan(), case.spec("gfx942")), target="gfx942")
     assert any("mfma" in opcode for opcode in found.instructions)
-    case = replace(LARGE["causal"], q_tile=(64,), kv_tile=(64,))
+    case = replace(LARGE["narrow"], q_tile=(32,), kv_tile=(32,))
     found = large(case, "gfx942").resources(direction="backward")
     assert any("mfma" in opcode for opcode in found.instructions)
     assert found.shared <= SHARED["gfx942"]

@@ -147,7 +147,13 @@ def test_values_and_gradients(name: str) -> None:
     check_values(problem(name))
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+THIRD = [
+    pytest.param(name, marks=() if number % 3 == 0 else pytest.mark.slow)
+    for number, name in enumerate(PATTERNS)
+]
+
+
+@pytest.mark.parametrize("name", THIRD)
 def test_values_and_gradients_in_float16(name: str) -> None:
     check_values(problem(name, torch.float16))
 

@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -199,33 +200,60 @@ def test_long_runs_are_runs_before_they_are_listed() -> None:
     assert walk.visits[0]["full"].mode == "runs"
 
 
+QUICK = ("causal", "hunyuan", "strided")  # compiled in every run
+
+
+def by_speed(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in names]
+
+
 @pytest.fixture(scope="module")
-def machine_code() -> dict[str, dict[str, Any]]:
-    cases = {name: replace(case, dtype=torch.bfloat16) for name, case in LARGE.items()}
-    cases |= {name: SMALL[name] for name in ("ragged", "some_see_nothing", "documents", "sink")}
+def quick_code() -> dict[str, dict[str, Any]]:
+    cases = {name: replace(LARGE[name], dtype=torch.bfloat16) for name in QUICK}
+    cases |= {name: SMALL[name] for name in ("some_see_nothing", "documents", "sink")}
     return compiled({name: emission(case).render() for name, case in cases.items()})
 
 
-def test_every_module_compiles(machine_code: dict[str, dict[str, Any]]) -> None:
+@pytest.fixture(scope="module")
+def other_code() -> dict[str, dict[str, Any]]:
+    cases = {n: replace(x, dtype=torch.bfloat16) for n, x in LARGE.items() if n not in QUICK}
+    cases["ragged"] = SMALL["ragged"]
+    return compiled({name: emission(case).render() for name, case in cases.items()})
+
+
+@pytest.fixture
+def code_of(request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
+    """What was found of a case of `LARGE`."""
+
+    def find(name: str) -> dict[str, Any]:
+        fixture = "quick_code" if name in QUICK else "other_code"
+        return request.getfixturevalue(fixture)[name]  # type: ignore[no-any-return]
+
+    return find
+
+
+@pytest.mark.parametrize("part", ["quick", pytest.param("other", marks=pytest.mark.slow)])
+def test_every_module_compiles(part: str, request: pytest.FixtureRequest) -> None:
+    machine_code = request.getfixturevalue(f"{part}_code")
     for name, found in machine_code.items():
         assert 0 < found["registers"] <= 255, name
         assert found["shared"] <= 227 << 10, name
         assert found["loops"], name
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_nothing_spills(name: str, machine_code: dict[str, dict[str, Any]]) -> None:
-    assert machine_code[name]["spills"] == 0
+@pytest.mark.parametrize("name", by_speed(LARGE))
+def test_nothing_spills(name: str, code_of: Callable[[str], dict[str, Any]]) -> None:
+    assert code_of(name)["spills"] == 0
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_exponentials_overlap_products(name: str, machine_code: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.parametrize("name", by_speed(LARGE))
+def test_exponentials_overlap_products(name: str, code_of: Callable[[str], dict[str, Any]]) -> None:
     """Both products start; the first alone is waited for; then all exponentials, the wait for the
     next keys, and the wait for the sum. Copies start after all warps have met.
     """
     copies = "BAR (SYNCS |BAR )*UTMALDG (SYNCS |BAR |MUFU )*UTMALDG"
     order = f"(HGMMA |SYNCS |BAR )+{copies} DEPBAR 1 (MUFU )+SYNCS DEPBAR 0"
-    for body in machine_code[name]["loops"]:
+    for body in code_of(name)["loops"]:
         marks = [x for x in body if re.match("HGMMA|SYNCS|BAR|UTMALDG|MUFU|DEPBAR", x)]
         between = body[body.index("DEPBAR 1") : body.index("DEPBAR 0")]
         assert between.count("MUFU") >= scores_of_thread(name)
@@ -237,23 +265,21 @@ def scores_of_thread(name: str) -> int:
     return math.prod(LARGE[name].kv_tile) // 2
 
 
-@pytest.mark.parametrize("name", BOTH_KINDS)
-def test_full_loops_mask_nothing(name: str, machine_code: dict[str, dict[str, Any]]) -> None:
-    full, partial = machine_code[name]["loops"]
+@pytest.mark.parametrize("name", by_speed(BOTH_KINDS))
+def test_full_loops_mask_nothing(name: str, code_of: Callable[[str], dict[str, Any]]) -> None:
+    full, partial = code_of(name)["loops"]
     assert full.count("FSEL") == 0
     assert partial.count("FSEL") >= scores_of_thread(name)
     assert len(full) < len(partial)
 
 
-def test_resources_are_those_of_the_template(
-    machine_code: dict[str, dict[str, Any]],
-) -> None:
+def test_resources_are_those_of_the_template(code_of: Callable[[str], dict[str, Any]]) -> None:
     kernel = maskdsl.compile(
         LARGE["causal"].mask(), 128, torch.bfloat16, backend="triton", target="sm_90",
         q_tile=128, kv_tile=128, template="overlap",
     )  # fmt: skip
     found = kernel.resources()
-    assert found.registers == machine_code["causal"]["registers"]
+    assert found.registers == code_of("causal")["registers"]
     assert found.spills == 0 and found.instructions["UTMALDG"] > 0
 
 
