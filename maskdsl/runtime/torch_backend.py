@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from maskdsl.runtime.torch_scores import InputGradients, Scores
 from maskdsl.runtime.torch_space import TorchSpace
 from maskdsl.runtime.torch_strips import Strip, even, strips_of, together
 from maskdsl.runtime.torch_walk import Laid, Walk
+from maskdsl.runtime.torch_workers import Task, run_all, workers
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,12 @@ class TorchBackend:
             for walk, lines in walks:
                 o, l = walk.heads.queries(out[b]), walk.heads.queries(lse[b])
                 own = None if sink is None else sink[walk.heads.heads]
-                for laid in _laid(walk, lines):
-                    attend(laid, own, o, l)
+                parts = walk.split(workers(walk.q.device))
+                count = len(parts) * sum(len(x.strips) for x in lines)
+                at_once = workers(walk.q.device)
+                run_all(
+                    _forward_tasks(lines, parts, own, o, l), at_once if count >= at_once else 1
+                )
                 walk.heads.put(out[b], o)
                 walk.heads.put(lse[b], l)
         return out, lse
@@ -168,6 +174,28 @@ class TorchBackend:
             alike = [self._scores.alike and even(group, s, self.program) for s in strips]
             found.append(Line(group, strips, tuple(alike)))
         return found
+
+
+def _forward_tasks(
+    lines: Sequence[Line], parts: list[tuple[slice, Walk]], sink: torch.Tensor | None,
+    out: torch.Tensor, lse: torch.Tensor,
+) -> Iterator[Task]:  # fmt: skip
+    for line in lines:
+        walk = parts[0][1]
+        masks = Masks(line.group, walk.head_class, walk.q.device, walk.dtype)
+        for strip, alike in zip(line.strips, line.even, strict=True):
+            for heads, own in parts:
+                yield partial(
+                    _attend, own, line.group, strip, masks, alike,
+                    None if sink is None else sink[heads], out[heads], lse[heads],
+                )  # fmt: skip
+
+
+def _attend(
+    walk: Walk, group: Group, strip: Strip, masks: Masks, alike: bool,
+    sink: torch.Tensor | None, out: torch.Tensor, lse: torch.Tensor,
+) -> None:  # fmt: skip
+    attend(Laid(walk, group, strip, masks, alike), sink, out, lse)
 
 
 def _laid(walk: Walk, lines: Sequence[Line]) -> Iterator[Laid]:
