@@ -92,12 +92,10 @@ class TorchBackend:
             for walk, lines in walks:
                 o, l = walk.heads.queries(out[b]), walk.heads.queries(lse[b])
                 own = None if sink is None else sink[walk.heads.heads]
-                parts = walk.split(workers(walk.q.device))
-                count = len(parts) * sum(len(x.strips) for x in lines)
                 at_once = workers(walk.q.device)
-                run_all(
-                    _forward_tasks(lines, parts, own, o, l), at_once if count >= at_once else 1
-                )
+                tasks = _forward_tasks(walk, lines, own, o, l)
+                count = len(walk.heads.kv) * sum(len(x.strips) for x in lines)
+                run_all(tasks, at_once if count >= at_once else 1)
                 walk.heads.put(out[b], o)
                 walk.heads.put(lse[b], l)
         return out, lse
@@ -177,14 +175,14 @@ class TorchBackend:
 
 
 def _forward_tasks(
-    lines: Sequence[Line], parts: list[tuple[slice, Walk]], sink: torch.Tensor | None,
+    walk: Walk, lines: Sequence[Line], sink: torch.Tensor | None,
     out: torch.Tensor, lse: torch.Tensor,
 ) -> Iterator[Task]:  # fmt: skip
+    every = walk.split(len(walk.heads.kv))
     for line in lines:
-        walk = parts[0][1]
         masks = Masks(line.group, walk.head_class, walk.q.device, walk.dtype)
         for strip, alike in zip(line.strips, line.even, strict=True):
-            for heads, own in parts:
+            for heads, own in every:
                 yield partial(
                     _attend, own, line.group, strip, masks, alike,
                     None if sink is None else sink[heads], out[heads], lse[heads],

@@ -84,13 +84,13 @@ def add_gradients(laid: Laid, given: Given, found: Gradients) -> None:
     every_lse = every_lse.masked_fill(every_lse == -math.inf, math.inf)
     every_delta = laid.rows(given.delta[..., None])
     every_dq = torch.zeros_like(every_q)
-    for part, pieces in laid.parts(apart=not alone):
+    for part in laid.parts(apart=not alone):
         q, do, lse, delta, dq = (
             x[part.flat] for x in (every_q, every_do, every_lse, every_delta, every_dq)
         )
-        for columns in pieces:
+        for columns in laid.pieces:
             k, v = (laid.window(x, part, columns) for x in (laid.k, laid.v))
-            s, unscored, limits, pairs = laid.logits(q, part, columns)
+            s, unscored, limits, pairs = laid.logits(q, k, part, columns)
             p = exp_less_(s, lse)
             add_products(laid.window(dv.mT, part, columns).mT, do.mT, p.mT)
             ds = products(do, v)

@@ -1,4 +1,4 @@
-"""Attention of one strip: softmax of its rows, piece after piece of their keys."""
+"""Attention of one strip."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from maskdsl.runtime.torch_product import careful_values, products, stretches
-from maskdsl.runtime.torch_walk import Laid, Part, exp_less_, shift
+from maskdsl.runtime.torch_tiles import add_piece, attend_rows
+from maskdsl.runtime.torch_walk import BUDGET, Laid, stretches
 
 
 def attend(laid: Laid, sink: torch.Tensor | None, out: torch.Tensor, lse: torch.Tensor) -> None:
@@ -17,12 +17,19 @@ def attend(laid: Laid, sink: torch.Tensor | None, out: torch.Tensor, lse: torch.
     out: (kv heads, heads each, tokens, value_dim). lse: (kv heads, heads each, tokens), natural.
     sink: the sink's logit of each head, (kv heads, heads each).
     """
-    found = _softmax(laid, thorough=False)
-    if laid.group.partial and bool(found.top.isnan().any()):
-        found = _softmax(laid, thorough=True)
-    empty = found.total == 0
-    l = (shift(found.top) + torch.log(found.total)).masked_fill_(empty, -math.inf)
-    o = found.values.div_(found.total.masked_fill_(empty, 1))
+    q = laid.rows(laid.walk.q) * laid.walk.scale
+    q = stretches(q, laid.walk.stretch)
+    found = Softmax.empty(laid)
+    if not _static(laid):
+        _any_rows(laid, q, found)
+    else:
+        _equal_rows(laid, q, found)
+        if laid.group.partial and bool(found.top.isnan().any()):
+            _any_rows(laid, q, found)  # which may have come from pairs that are not kept
+    nothing = found.total == 0
+    l = (found.top.nan_to_num(nan=math.nan, posinf=math.inf, neginf=0.0)).add_(found.total.log())
+    l.masked_fill_(nothing, -math.inf)
+    o = found.values.div_(found.total.masked_fill_(nothing, 1))
     if sink is not None:
         logit = sink[:, None, :, None].expand(-1, laid.shape[1], -1, laid.size)
         total = torch.logaddexp(l, logit.reshape(l.shape))
@@ -42,42 +49,44 @@ class Softmax:
     total: torch.Tensor
     values: torch.Tensor
 
-
-def _softmax(laid: Laid, thorough: bool) -> Softmax:
-    """The online softmax of Milakov and Gimelshein, arXiv 1805.02867.
-
-    thorough: as of `forbid`.
-    """
-    q = laid.rows(laid.walk.q) * laid.walk.scale
-    top, total = (q.new_empty((*q.shape[:2], 1)) for _ in range(2))
-    found = Softmax(top, total, q.new_empty((*q.shape[:2], laid.v.shape[2])))
-    careful = laid.walk.careful
-    q = stretches(q) if careful else q
-    for part, pieces in laid.parts():
-        own = Softmax(top[part.flat], total[part.flat], found.values[part.flat])
-        rows = q[:, part.flat] if careful else q[part.flat]
-        for columns in pieces:
-            _add(laid, rows, part, columns, thorough, own)
-    return found
+    @staticmethod
+    def empty(laid: Laid) -> Softmax:
+        heads, rows, queries = laid.shape
+        sizes = (1, 1, laid.v.shape[2])
+        return Softmax(*(laid.k.new_empty((heads * rows, queries, n)) for n in sizes))
 
 
-def _add(
-    laid: Laid, q: torch.Tensor, part: Part, columns: slice, thorough: bool, found: Softmax
-) -> None:
-    """Add a piece of the keys."""
-    s, _, _, _ = laid.logits(q, part, columns, thorough)
-    v = laid.window(laid.v, part, columns)
-    first = columns.start == 0
-    new = torch.amax(s, -1, keepdim=True)
-    if not first:
-        torch.maximum(found.top, new, out=new)
-    p = exp_less_(s, shift(new))
-    values = careful_values(p, v) if laid.walk.careful else products(p, v.mT)
-    total = p.sum(-1, keepdim=True)
-    if not first:
-        less = torch.exp(found.top - shift(new))
-        values.addcmul_(found.values, less)
-        total.addcmul_(found.total, less)
-    found.top.copy_(new)
-    found.total.copy_(total)
-    found.values.copy_(values)
+def _static(laid: Laid) -> bool:
+    """Whether all rows have one mask, known before the call, and one tensor added to logits."""
+    if laid.group.decided or not laid.walk.scores.any:
+        return not laid.group.decided
+    return laid.even and laid.shape[2] * laid.strip.length <= 2 * BUDGET
+
+
+def _equal_rows(laid: Laid, q: torch.Tensor, found: Softmax) -> None:
+    """q: (kv heads * rows, stretches, queries, a stretch), scaled."""
+    heads, rows, _ = laid.shape
+    columns = slice(0, laid.strip.length)
+    added = laid.added() if laid.walk.scores.any else []
+    limits = laid.masks.limits(columns, None)
+    attend_rows(
+        q.unflatten(0, (heads, rows)), laid.stretches, laid.v,
+        laid.walk.careful, laid.strip.step, [x.stop for x in laid.pieces],
+        [x.start for x, _ in added], [x for _, x in added],
+        [x.start for x, _ in limits], [x for _, x in limits],
+        *(x.unflatten(0, (heads, rows)) for x in (found.top, found.total, found.values)),
+    )  # fmt: skip
+
+
+def _any_rows(laid: Laid, q: torch.Tensor, found: Softmax) -> None:
+    """The same for rows whose masks and scores differ."""
+    k = laid.stretches.transpose(0, 1)
+    for part in laid.parts():
+        own = (found.top[part.flat], found.total[part.flat], found.values[part.flat])
+        for columns in laid.pieces:
+            keys = laid.window(k, part, columns).transpose(0, 1)
+            s, _, _, _ = laid.logits(q[part.flat], keys, part, columns)
+            v = laid.window(laid.v, part, columns)
+            first = columns.start == 0
+            for i in range(len(s)):
+                add_piece(s[i], v[i], first, laid.walk.careful, *(x[i] for x in own))

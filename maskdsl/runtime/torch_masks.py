@@ -55,15 +55,11 @@ class Masks:
         return kept.to(self._dtype).sub_(0.5).mul_(math.inf).contiguous()
 
 
-def forbid(s: torch.Tensor, limits: Limits, thorough: bool = True) -> None:
-    """Logits over pairs become minus infinity where the pair is not kept.
-
-    thorough: also where they are NaN, which otherwise stay, for the caller to find.
-    """
+def forbid(s: torch.Tensor, limits: Limits) -> None:
+    """Logits over pairs become minus infinity where the pair is not kept."""
     for part, limit in limits:
         x = s[..., part]
-        if thorough:
-            torch.nan_to_num(x, nan=math.inf, posinf=math.inf, neginf=-math.inf, out=x)
+        torch.nan_to_num(x, nan=math.inf, posinf=math.inf, neginf=-math.inf, out=x)
         torch.minimum(x, limit, out=x)
 
 

@@ -19,12 +19,13 @@ from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.groups import Group
 from maskdsl.runtime.torch_masks import Limits, Masks, forbid
 from maskdsl.runtime.torch_pairs import Heads, Pairs
-from maskdsl.runtime.torch_product import careful_products, products, stretches
+from maskdsl.runtime.torch_product import products
 from maskdsl.runtime.torch_scores import Scores
 from maskdsl.runtime.torch_space import TorchSpace
 from maskdsl.runtime.torch_strips import Strip
+from maskdsl.runtime.torch_tiles import STRETCH, logits
 
-BUDGET = 2**18  # logits held at a time: 1 MB, which a core keeps in its cache and malloc reuses
+BUDGET = 2**19  # logits held at a time: 2 MB
 LEAST_KEYS = 2**9  # of a piece of a row, however many queries there are
 
 
@@ -59,6 +60,12 @@ class Walk:
         self.scale = scale
         # Outputs in float32 show the rounding errors of sums, shorter ones do not.
         self.careful = q.dtype == torch.float32
+        self.stretch = STRETCH if self.careful else q.shape[-1]
+
+    @cached_property
+    def stretches(self) -> torch.Tensor:
+        """All keys in stretches, (kv heads, stretches, tokens, a stretch)."""
+        return stretches(self.k.to(self.dtype), self.stretch)
 
     def split(self, most: int) -> list[tuple[slice, Walk]]:
         """At most so many walks of some heads of keys and values each, and which."""
@@ -83,9 +90,22 @@ class Laid:
         self.queries, self.keys = strip.queries.on(device), strip.keys.on(device)
         self.size = len(group.query_offsets)
         self.shape = (len(walk.heads.kv), strip.rows, walk.each * self.size)
-        self.k = self._keys(walk.k)
-        self.v = self._keys(walk.v)
         self._added: dict[tuple[int, int], list[tuple[slice, torch.Tensor]]] = {}
+
+    @cached_property
+    def k(self) -> torch.Tensor:
+        return self._keys(self.walk.k)
+
+    @cached_property
+    def v(self) -> torch.Tensor:
+        return self._keys(self.walk.v)
+
+    @cached_property
+    def stretches(self) -> torch.Tensor:
+        """Keys in stretches, (kv heads, stretches, strip keys, a stretch)."""
+        if isinstance(self.keys.where, slice):
+            return self.walk.stretches[:, :, self.keys.where]
+        return stretches(self.k, self.walk.stretch)
 
     def _keys(self, x: torch.Tensor) -> torch.Tensor:
         found = self.keys.take(x).to(self.walk.dtype)
@@ -93,9 +113,11 @@ class Laid:
         return found if dense else found.contiguous()
 
     @cached_property
-    def stretches(self) -> torch.Tensor:
-        """Keys for careful sums, (stretches, kv heads, strip keys, a stretch)."""
-        return stretches(self.k)
+    def pieces(self) -> list[slice]:
+        """Pieces of a row's keys."""
+        length = self.strip.length
+        count = round(length / max(LEAST_KEYS, BUDGET // self.shape[2])) or 1
+        return [slice(length * i // count, length * (i + 1) // count) for i in range(count)]
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         """(kv heads * rows, heads each * queries, dim) of (kv heads, heads each, tokens, dim)."""
@@ -117,16 +139,10 @@ class Laid:
         """
         return x.view(*x.shape[:2], -1, self.size, x.shape[-1]).transpose(1, 2)
 
-    def parts(self, apart: bool = False) -> Iterator[tuple[Part, list[slice]]]:
-        """What to multiply at once, and the pieces of its keys.
-
-        apart: rows of one part share no keys.
-        """
+    def parts(self, apart: bool = False) -> Iterator[Part]:
+        """What to multiply at once. apart: rows of one part share no keys."""
         heads, rows, queries = self.shape
-        length = self.strip.length
-        count = round(length / max(LEAST_KEYS, BUDGET // queries)) or 1
-        pieces = [slice(length * i // count, length * (i + 1) // count) for i in range(count)]
-        most = max(1, (BUDGET - 1) // (queries * (length // count)))
+        most = max(1, (BUDGET - 1) // (queries * (self.strip.length // len(self.pieces))))
         turn = self.strip.apart if apart else 1
         if min(-(-rows // turn), most) >= min(heads, most):
             for h in range(heads):
@@ -134,13 +150,13 @@ class Laid:
                     for i in range(first, rows, most * turn):
                         end = min(rows, i + most * turn)
                         own, flat = (slice(x + i, x + end, turn) for x in (0, h * rows))
-                        yield Part(slice(h, h + 1), own, flat), pieces
+                        yield Part(slice(h, h + 1), own, flat)
         else:
             for i in range(rows):
                 for h in range(0, heads, most):
                     end = min(heads, h + most)
                     flat = slice(h * rows + i, (end - 1) * rows + i + 1, rows)
-                    yield Part(slice(h, end), slice(i, i + 1, 1), flat), pieces
+                    yield Part(slice(h, end), slice(i, i + 1, 1), flat)
 
     def window(self, x: torch.Tensor, part: Part, columns: slice) -> torch.Tensor:
         """(..., count, keys, dim) of keys, values or their gradients, from (..., kv heads, strip
@@ -171,19 +187,18 @@ class Laid:
         return s.view(heads, -1, self.walk.each, self.size, s.shape[-1])
 
     def logits(
-        self, q: torch.Tensor, part: Part, columns: slice, thorough: bool = True
+        self, q: torch.Tensor, k: torch.Tensor, part: Part, columns: slice
     ) -> tuple[torch.Tensor, torch.Tensor | None, Limits, Pairs | None]:
         """(scored logits, (count, queries, keys); unscored ones over pairs, where scores do more
         than add; limits; pairs, where anything reads them).
 
-        q: (count, queries, dim), or their stretches for careful sums. thorough: as of `forbid`.
+        q: (count, queries, dim), k: (count, keys, dim), or their `stretches`.
         """
         scores = self.walk.scores
         if q.ndim == 4:
-            k = self.window(self.stretches, part, columns)
-            s = careful_products(q.unbind(), k.unbind())
+            s = torch.stack([logits(a, b) for a, b in zip(q, k, strict=True)])
         else:
-            s = products(q, self.window(self.k, part, columns))
+            s = products(q, k)
         unscored = pairs = None
         if scores.any or self.group.decided:
             pairs = self.pairs(part, columns)
@@ -196,8 +211,18 @@ class Laid:
                 over[..., own] += value
         limits = self.masks.limits(columns, pairs)
         if limits:
-            forbid(self.over_pairs(s, part), limits, thorough)
+            forbid(self.over_pairs(s, part), limits)
         return s, unscored, limits, pairs
+
+    def added(self) -> list[tuple[slice, torch.Tensor]]:
+        """What scores add to logits, the same in all rows: (keys, (kv heads, heads each, queries,
+        keys)).
+        """
+        part = Part(slice(None), slice(0, 1, 1), slice(None))
+        columns = slice(0, self.strip.length)
+        found = self.walk.scores.added(self.pairs(part, columns), self.walk.space)
+        shape = (self.shape[0], 1, self.walk.each, self.size)
+        return [(at, x.expand(*shape, at.stop - at.start)[:, 0]) for at, x in found]
 
     def _what_is_added(
         self, part: Part, columns: slice, pairs: Pairs
@@ -213,6 +238,15 @@ class Laid:
         return self._added[key]
 
 
+def stretches(x: torch.Tensor, stretch: int) -> torch.Tensor:
+    """(..., stretches, rows, a stretch): (..., rows, inner) cut along the inner dimension, with
+    zeros at its end.
+    """
+    short = -x.shape[-1] % stretch
+    x = torch.nn.functional.pad(x, (0, short)) if short else x
+    return x.unflatten(-1, (-1, stretch)).movedim(-2, -3).contiguous()
+
+
 LOG2E = math.log2(math.e)
 
 
@@ -220,7 +254,3 @@ def exp_less_(x: torch.Tensor, off: torch.Tensor) -> torch.Tensor:
     """exp(x - off) in place, by exp2, which is much faster on a CPU."""
     return torch.add(off * -LOG2E, x, alpha=LOG2E, out=x).exp2_()
 
-
-def shift(top: torch.Tensor) -> torch.Tensor:
-    """What to take off logits whose maximum is `top`: zero where all are minus infinity."""
-    return torch.nan_to_num(top, nan=math.nan, posinf=math.inf, neginf=0.0)

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import torch
 
@@ -21,6 +22,7 @@ _making = threading.Lock()
 
 def workers(device: torch.device) -> int:
     """How many tasks run at a time on this device: as many as torch may use threads of a CPU."""
+    _keep_memory()
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
@@ -57,6 +59,14 @@ def run_all(tasks: Iterable[Task], at_once: int) -> None:
         x.exception()
     for x in done:
         x.result()
+
+
+@cache
+def _keep_memory() -> None:
+    """Once a large block has been freed, the C library keeps blocks up to its size for later
+    instead of giving them back to the system, which then clears them anew: half of the time.
+    """
+    torch.empty(30 * 2**20, dtype=torch.uint8)
 
 
 def _pool(size: int) -> ThreadPoolExecutor:
