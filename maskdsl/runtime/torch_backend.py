@@ -122,14 +122,19 @@ class TorchBackend:
                 inputs.add_all(self.program.sink, at, -(weight * delta).sum(-1))
             for walk, lines in walks:
                 heads = walk.heads
-                given = Given(*(heads.queries(x) for x in (do[b], lse[b], delta)))
-                sums = KeySums(walk.k, compute), KeySums(walk.v, compute)
-                own = Gradients(heads.queries(dq[b]), sums[0], sums[1], inputs)
-                for laid in _laid(walk, lines):
-                    add_gradients(laid, given, own)
-                heads.put(dq[b], own.dq)
-                heads.add(dk[b], own.dk.total())
-                heads.add(dv[b], own.dv.total())
+                given = [heads.queries(x) for x in (do[b], lse[b], delta)]
+                own_dq = heads.queries(dq[b])
+                at_once = 1 if wanted else workers(walk.q.device)  # inputs have one sum
+                parts, tasks = [], []
+                for part, one in walk.split(at_once):
+                    sums = KeySums(one.k, compute), KeySums(one.v, compute)
+                    parts.append(Gradients(own_dq[part], sums[0], sums[1], inputs))
+                    own_given = Given(*(x[part] for x in given))
+                    tasks.append(partial(_differentiate, one, lines, own_given, parts[-1]))
+                run_all(tasks, len(tasks))
+                heads.put(dq[b], own_dq)
+                heads.add(dk[b], torch.cat([x.dk.total() for x in parts]))
+                heads.add(dv[b], torch.cat([x.dv.total() for x in parts]))
         found = [x.to(g.dtype) for x, g in zip((dq, dk, dv), named, strict=True)]
         return [*found, *(inputs.of(n) for n in call.inputs)]
 
@@ -196,11 +201,11 @@ def _attend(
     attend(Laid(walk, group, strip, masks, alike), sink, out, lse)
 
 
-def _laid(walk: Walk, lines: Sequence[Line]) -> Iterator[Laid]:
+def _differentiate(walk: Walk, lines: Sequence[Line], given: Given, found: Gradients) -> None:
     for line in lines:
         masks = Masks(line.group, walk.head_class, walk.q.device, walk.dtype)
         for strip, alike in zip(line.strips, line.even, strict=True):
-            yield Laid(walk, line.group, strip, masks, alike)
+            add_gradients(Laid(walk, line.group, strip, masks, alike), given, found)
 
 
 def _input_tiles(plan: Plan) -> InputTiles | None:

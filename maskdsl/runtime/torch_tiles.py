@@ -78,6 +78,20 @@ def logits(q: Tensor, k: Tensor) -> Tensor:
 
 
 @scripted
+def batch_logits(q: Tensor, k: Tensor) -> Tensor:
+    """`logits` of many tiles, a leading dimension, (count, queries, keys)."""
+    if q.size(0) == 1:
+        return logits(q[0], k[0])[None]
+    total = torch.bmm(q[:, 0], k[:, 0].mT)
+    for i in range(1, q.size(1) - 1, 2):
+        pair = torch.bmm(q[:, i], k[:, i].mT)
+        total.add_(pair.baddbmm_(q[:, i + 1], k[:, i + 1].mT))
+    if q.size(1) % 2 == 0:
+        total.baddbmm_(q[:, -1], k[:, -1].mT)
+    return total
+
+
+@scripted
 def weighted(
     p: Tensor, v: Tensor, careful: bool, piece: int = PIECE, short: int = SHORT, least: int = LARGE
 ) -> Tensor:
@@ -148,9 +162,9 @@ def attend_rows(
 
     q: (heads, rows, stretches, queries, a stretch); k: (heads, stretches, strip keys, a stretch);
     v: (heads, strip keys, value_dim). Row i sees keys from i * step on, in `pieces` that end
-    there. careful: as of `weighted`. added: what to add to logits from a key on, (heads, ..., queries, keys);
-    limits: their least upper bounds from a key on, (..., queries, keys). top, total, values:
-    (heads, rows, queries, 1 or value_dim), written.
+    there. careful: as of `weighted`. added: what to add to logits from a key on, (heads, ...,
+    queries, keys); limits: their least upper bounds from a key on, (..., queries, keys). top,
+    total, values: (heads, rows, queries, 1 or value_dim), written.
     """
     for h in range(q.size(0)):
         for i in range(q.size(1)):

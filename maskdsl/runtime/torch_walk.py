@@ -23,7 +23,7 @@ from maskdsl.runtime.torch_product import products
 from maskdsl.runtime.torch_scores import Scores
 from maskdsl.runtime.torch_space import TorchSpace
 from maskdsl.runtime.torch_strips import Strip
-from maskdsl.runtime.torch_tiles import STRETCH, logits
+from maskdsl.runtime.torch_tiles import STRETCH, batch_logits
 
 BUDGET = 2**19  # logits held at a time: 2 MB
 LEAST_KEYS = 2**9  # of a piece of a row, however many queries there are
@@ -196,7 +196,7 @@ class Laid:
         """
         scores = self.walk.scores
         if q.ndim == 4:
-            s = torch.stack([logits(a, b) for a, b in zip(q, k, strict=True)])
+            s = batch_logits(q, k)
         else:
             s = products(q, k)
         unscored = pairs = None
