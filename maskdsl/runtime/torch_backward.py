@@ -90,13 +90,16 @@ def add_gradients(laid: Laid, given: Given, found: Gradients) -> None:
         )
         for columns in laid.pieces:
             k, v = (laid.window(x, part, columns) for x in (laid.k, laid.v))
-            s, unscored, limits, pairs = laid.logits(q, k, part, columns)
-            p = exp_less_(s, lse)
+            for thorough in (False, True):
+                s, unscored, limits, pairs = laid.logits(q, k, part, columns, thorough)
+                p = exp_less_(s, lse)
+                ds = products(do, v)
+                if limits and thorough:
+                    drop(laid.over_pairs(ds, part), limits)
+                ds.sub_(delta).mul_(p)
+                if not limits or bool(ds.sum().isfinite()):
+                    break  # else pairs that are not kept may have been infinite or NaN
             add_products(laid.window(dv.mT, part, columns).mT, do.mT, p.mT)
-            ds = products(do, v)
-            if limits:
-                drop(laid.over_pairs(ds, part), limits)
-            ds.sub_(delta).mul_(p)
             if pairs is not None and walk.scores.any:
                 over = laid.over_pairs(ds, part)
                 clean = partial(drop, limits=limits)

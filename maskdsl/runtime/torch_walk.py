@@ -187,12 +187,13 @@ class Laid:
         return s.view(heads, -1, self.walk.each, self.size, s.shape[-1])
 
     def logits(
-        self, q: torch.Tensor, k: torch.Tensor, part: Part, columns: slice
+        self, q: torch.Tensor, k: torch.Tensor, part: Part, columns: slice, thorough: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor | None, Limits, Pairs | None]:
         """(scored logits, (count, queries, keys); unscored ones over pairs, where scores do more
         than add; limits; pairs, where anything reads them).
 
-        q: (count, queries, dim), k: (count, keys, dim), or their `stretches`.
+        q: (count, queries, dim), k: (count, keys, dim), or their `stretches`. thorough: as of
+        `forbid`.
         """
         scores = self.walk.scores
         if q.ndim == 4:
@@ -211,7 +212,7 @@ class Laid:
                 over[..., own] += value
         limits = self.masks.limits(columns, pairs)
         if limits:
-            forbid(self.over_pairs(s, part), limits)
+            forbid(self.over_pairs(s, part), limits, thorough)
         return s, unscored, limits, pairs
 
     def added(self) -> list[tuple[slice, torch.Tensor]]:
