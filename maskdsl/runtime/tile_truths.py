@@ -10,6 +10,7 @@ from maskdsl.planner.plan import HeadClass, Plan
 
 SEEN, OPEN = -1, -2  # instead of a row of the table: every query keeps the key; the call decides
 CHUNK = 2**20  # pairs evaluated at a time
+EVEN = 16  # so few more keys make a row a whole number of tiles, which is faster to multiply
 
 
 class Truths:
@@ -62,7 +63,7 @@ class Truths:
 
     def columns(self, tiles: np.ndarray, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(tokens int64, columns int32) of the keys of these tiles that some query keeps, or may
-        keep; tokens rise.
+        keep, and of all others where those are few; tokens rise.
         """
         found_tokens, found_columns = [], []
         starts = self._class.column_starts
@@ -74,6 +75,7 @@ class Truths:
             kind = shape[own][:, None]
             column = np.where(kind == -1, SEEN, OPEN) + np.zeros_like(tokens)
             used = tokens >= 0
+            whole = used.copy()
             known = np.flatnonzero(kind[:, 0] >= 0)
             if len(known):
                 classes = kind[known, 0]
@@ -81,6 +83,8 @@ class Truths:
                 side = int(self._q_segment[classes[0]])
                 column[known] = np.where(self._all[side][at], SEEN, at)
                 used[known] &= self._any[side][at]
+            if whole.sum() - used.sum() < EVEN:
+                used = whole
             found_tokens.append(tokens[used] + segment.offset)
             found_columns.append(column[used])
         tokens, columns = np.concatenate(found_tokens), np.concatenate(found_columns)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from maskdsl.runtime.torch_scores import InputGradients, Scores
 from maskdsl.runtime.torch_space import sink_of
 from maskdsl.runtime.torch_strips import Strip, even, strips_of, together
 from maskdsl.runtime.torch_walk import Laid, Walk
+from maskdsl.runtime.torch_workers import Task, run_all, workers
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ class TorchBackend:
             for walk, lines in walks:
                 o, l = walk.heads.queries(out[b]), walk.heads.queries(lse[b])
                 own = None if sink is None else sink[walk.heads.heads]
-                for laid in _laid(walk, lines):
-                    attend(laid, own, o, l)
+                at_once = workers(walk.q.device)
+                tasks = _forward_tasks(walk, lines, own, o, l)
+                count = len(walk.heads.kv) * sum(len(x.strips) for x in lines)
+                run_all(tasks, at_once if count >= at_once else 1)
                 walk.heads.put(out[b], o)
                 walk.heads.put(lse[b], l)
         return out, lse
@@ -99,14 +103,19 @@ class TorchBackend:
             add_sink(inputs, self.program, call, b, lse[b], delta)
             for walk, lines in walks:
                 heads = walk.heads
-                given = Given(*(heads.queries(x) for x in (do[b], lse[b], delta)))
-                sums = KeySums(walk.k, compute), KeySums(walk.v, compute)
-                own = Gradients(heads.queries(dq[b]), sums[0], sums[1], inputs)
-                for laid in _laid(walk, lines):
-                    add_gradients(laid, given, own)
-                heads.put(dq[b], own.dq)
-                heads.add(dk[b], own.dk.total())
-                heads.add(dv[b], own.dv.total())
+                given = [heads.queries(x) for x in (do[b], lse[b], delta)]
+                own_dq = heads.queries(dq[b])
+                at_once = 1 if wanted else workers(walk.q.device)  # inputs have one sum
+                parts, tasks = [], []
+                for part, one in walk.split(at_once):
+                    sums = KeySums(one.k, compute), KeySums(one.v, compute)
+                    parts.append(Gradients(own_dq[part], sums[0], sums[1], inputs))
+                    own_given = Given(*(x[part] for x in given))
+                    tasks.append(partial(_differentiate, one, lines, own_given, parts[-1]))
+                run_all(tasks, len(tasks))
+                heads.put(dq[b], own_dq)
+                heads.add(dk[b], torch.cat([x.dk.total() for x in parts]))
+                heads.add(dv[b], torch.cat([x.dv.total() for x in parts]))
         found = [x.to(g.dtype) for x, g in zip((dq, dk, dv), named, strict=True)]
         return [*found, *(inputs.of(n) for n in call.inputs)]
 
@@ -151,11 +160,33 @@ class TorchBackend:
         return found
 
 
-def _laid(walk: Walk, lines: Sequence[Line]) -> Iterator[Laid]:
+def _forward_tasks(
+    walk: Walk, lines: Sequence[Line], sink: torch.Tensor | None,
+    out: torch.Tensor, lse: torch.Tensor,
+) -> Iterator[Task]:  # fmt: skip
+    every = walk.split(len(walk.heads.kv))
     for line in lines:
         masks = Masks(line.group, walk.head_class, walk.q.device, walk.dtype)
         for strip, alike in zip(line.strips, line.even, strict=True):
-            yield Laid(walk, line.group, strip, masks, alike)
+            for heads, own in every:
+                yield partial(
+                    _attend, own, line.group, strip, masks, alike,
+                    None if sink is None else sink[heads], out[heads], lse[heads],
+                )  # fmt: skip
+
+
+def _attend(
+    walk: Walk, group: Group, strip: Strip, masks: Masks, alike: bool,
+    sink: torch.Tensor | None, out: torch.Tensor, lse: torch.Tensor,
+) -> None:  # fmt: skip
+    attend(Laid(walk, group, strip, masks, alike), sink, out, lse)
+
+
+def _differentiate(walk: Walk, lines: Sequence[Line], given: Given, found: Gradients) -> None:
+    for line in lines:
+        masks = Masks(line.group, walk.head_class, walk.q.device, walk.dtype)
+        for strip, alike in zip(line.strips, line.even, strict=True):
+            add_gradients(Laid(walk, line.group, strip, masks, alike), given, found)
 
 
 def _input_tiles(plan: Plan) -> InputTiles | None:

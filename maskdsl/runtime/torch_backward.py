@@ -12,7 +12,7 @@ from maskdsl.runtime.torch_masks import drop
 from maskdsl.runtime.torch_product import add_products, one_by_one, products
 from maskdsl.runtime.torch_scores import InputGradients
 from maskdsl.runtime.torch_strips import Tokens
-from maskdsl.runtime.torch_walk import Laid, exp_
+from maskdsl.runtime.torch_walk import Laid, exp_less_
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,29 @@ def add_gradients(laid: Laid, given: Given, found: Gradients) -> None:
     dk, dv = found.dk.of(laid.keys), found.dv.of(laid.keys)
     narrow = min(laid.k.shape[2], laid.v.shape[2])
     alone = one_by_one(laid.k, laid.shape[2] * laid.strip.length * narrow)
-    for part, pieces in laid.parts(apart=not alone):
-        q = laid.rows(walk.q, part) * walk.scale
-        do = laid.rows(given.do, part)
-        lse = laid.rows(given.lse[..., None], part)
-        lse = lse.masked_fill(lse == -math.inf, math.inf)  # a row without keys has no weights
-        delta = laid.rows(given.delta[..., None], part)
-        dq = torch.zeros_like(q)
-        for columns in pieces:
+    every_q = laid.rows(walk.q) * walk.scale
+    every_do = laid.rows(given.do)
+    every_lse = laid.rows(given.lse[..., None])
+    # a row without keys has no weights
+    every_lse = every_lse.masked_fill(every_lse == -math.inf, math.inf)
+    every_delta = laid.rows(given.delta[..., None])
+    every_dq = torch.zeros_like(every_q)
+    for part in laid.parts(apart=not alone):
+        q, do, lse, delta, dq = (
+            x[part.flat] for x in (every_q, every_do, every_lse, every_delta, every_dq)
+        )
+        for columns in laid.pieces:
             k, v = (laid.window(x, part, columns) for x in (laid.k, laid.v))
-            s, unscored, limits, pairs = laid.logits(q, part, columns)
-            p = exp_(s.sub_(lse))
+            for thorough in (False, True):
+                s, unscored, limits, pairs = laid.logits(q, k, part, columns, thorough)
+                p = exp_less_(s, lse)
+                ds = products(do, v)
+                if limits and thorough:
+                    drop(laid.over_pairs(ds, part), limits)
+                ds.sub_(delta).mul_(p)
+                if not limits or bool(ds.sum().isfinite()):
+                    break  # else pairs that are not kept may have been infinite or NaN
             add_products(laid.window(dv.mT, part, columns).mT, do.mT, p.mT)
-            ds = products(do, v)
-            drop(laid.over_pairs(ds, part), limits)
-            ds.sub_(delta).mul_(p)
             if pairs is not None and walk.scores.any:
                 over = laid.over_pairs(ds, part)
                 clean = partial(drop, limits=limits)
@@ -99,6 +107,6 @@ def add_gradients(laid: Laid, given: Given, found: Gradients) -> None:
                 ds = over.reshape(ds.shape)
             add_products(dq, ds, k.mT)
             add_products(laid.window(dk.mT, part, columns).mT, q.mT, ds.mT)
-        laid.put(found.dq, part, dq.mul_(walk.scale))
+    laid.put(found.dq, every_dq.mul_(walk.scale))
     found.dk.take(laid.keys, dk)
     found.dv.take(laid.keys, dv)

@@ -8,15 +8,15 @@ from maskdsl.errors import PlanError
 from maskdsl.pattern import Mask
 from maskdsl.planner import Candidate, Plan
 
-QUERY_LANES = (64, 128, 256)
+QUERY_LANES = (64, 128, 256, 512)
 KEY_LANES = 16
 # What a product costs besides its pairs of queries and keys, in pairs.
-A_KEY = 16  # of a row
+A_KEY = 80  # of a row
 A_ROW = 2**13
 
 
 def torch_plan(mask: Mask) -> Plan:
-    """The cheapest plan of those with 64, 128 and 256 queries to a tile. Raises PlanError where the
+    """The cheapest plan of those with `QUERY_LANES` queries to a tile. Raises PlanError where the
     pattern is too irregular.
     """
     found = []

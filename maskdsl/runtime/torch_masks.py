@@ -55,11 +55,15 @@ class Masks:
         return kept.to(self._dtype).sub_(0.5).mul_(math.inf).contiguous()
 
 
-def forbid(s: torch.Tensor, limits: Limits) -> None:
-    """Logits over pairs become minus infinity where the pair is not kept."""
+def forbid(s: torch.Tensor, limits: Limits, thorough: bool) -> None:
+    """Logits over pairs become minus infinity where the pair is not kept.
+
+    thorough: also where they are NaN, which otherwise stay.
+    """
     for part, limit in limits:
         x = s[..., part]
-        torch.nan_to_num(x, nan=math.inf, posinf=math.inf, neginf=-math.inf, out=x)
+        if thorough:
+            torch.nan_to_num(x, nan=math.inf, posinf=math.inf, neginf=-math.inf, out=x)
         torch.minimum(x, limit, out=x)
 
 

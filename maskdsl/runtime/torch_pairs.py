@@ -35,6 +35,10 @@ class Heads:
         shape = (len(distinct), len(heads) // len(distinct))
         return Heads(torch.tensor(heads, device=device).view(shape), tuple(distinct))
 
+    def some(self, part: slice) -> Heads:
+        """Those of some heads of keys and values."""
+        return Heads(self.heads[part], self.kv[part])
+
     def queries(self, x: torch.Tensor) -> torch.Tensor:
         """(kv heads, heads each, tokens, ...) of (heads, tokens, ...): a view where all heads are
         asked for.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 LARGE = 2**21  # multiplications of one product that are worth a call of their own
-STRETCH = 16  # terms of a careful sum
 
 
 def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -24,20 +23,6 @@ def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     out = a.new_empty((count, rows, columns))
     for i in range(count):
         out[i] = _linear(a[i], b[i])
-    return out
-
-
-def careful_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`products(a, b)`, with smaller rounding errors where that costs next to nothing: stretches of
-    the inner dimension are summed by themselves, for errors grow with the length of a sum.
-    """
-    inner = a.shape[2]
-    if one_by_one(a, a.shape[1] * b.shape[1] * inner):
-        return products(a, b)
-    first, *later = (slice(i, i + STRETCH) for i in range(0, inner, STRETCH))
-    out = torch.bmm(a[..., first], b[..., first].mT)
-    for part in later:
-        out.baddbmm_(a[..., part], b[..., part].mT)
     return out
 
 

@@ -81,14 +81,6 @@ class Strip:
     step: int
     length: int
 
-    def windows(self, x: torch.Tensor, head: int, rows: slice, columns: slice) -> torch.Tensor:
-        """(rows, keys, dim) of the keys of some rows, from (heads, strip keys, dim): a view."""
-        count = len(range(self.rows)[rows])
-        part = x[head, rows.start * self.step + columns.start :]
-        turn = (rows.step or 1) * self.step * part.stride(0)
-        size = (count, columns.stop - columns.start, x.shape[2])
-        return part.as_strided(size, (turn, *part.stride()))
-
     @property
     def apart(self) -> int:
         """How many rows further on the keys are all others."""

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 
@@ -16,26 +19,26 @@ from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.groups import Group
 from maskdsl.runtime.torch_masks import Limits, Masks, forbid
 from maskdsl.runtime.torch_pairs import Heads, Pairs
-from maskdsl.runtime.torch_product import careful_products, products
+from maskdsl.runtime.torch_product import products
 from maskdsl.runtime.torch_scores import Scores
 from maskdsl.runtime.torch_space import TorchSpace
 from maskdsl.runtime.torch_strips import Strip
+from maskdsl.runtime.torch_tiles import STRETCH, batch_logits
 
-BUDGET = 2**19  # logits held at a time: 2 MB, which a core keeps in its cache and malloc reuses
+BUDGET = 2**19  # logits held at a time: 2 MB
 LEAST_KEYS = 2**9  # of a piece of a row, however many queries there are
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one head, or one row of several heads: what is multiplied at once."""
+    """Rows of one head, or one row of several heads: what is multiplied at once.
+
+    flat: which they are of all heads' rows, head after head.
+    """
 
     heads: slice
     rows: slice
-
-    @property
-    def count(self) -> int:
-        """How many rows."""
-        return len(range(self.rows.start, self.rows.stop, self.rows.step))
+    flat: slice
 
 
 class Walk:
@@ -57,6 +60,24 @@ class Walk:
         self.scale = scale
         # Outputs in float32 show the rounding errors of sums, shorter ones do not.
         self.careful = q.dtype == torch.float32
+        self.stretch = STRETCH if self.careful else q.shape[-1]
+
+    @cached_property
+    def stretches(self) -> torch.Tensor:
+        """All keys in stretches, (kv heads, stretches, tokens, a stretch)."""
+        return stretches(self.k.to(self.dtype), self.stretch)
+
+    def split(self, most: int) -> list[tuple[slice, Walk]]:
+        """At most so many walks of some heads of keys and values each, and which."""
+        count = len(self.heads.kv)
+        ends = [count * i // min(most, count) for i in range(min(most, count) + 1)]
+        return [(slice(a, b), self._some(slice(a, b))) for a, b in pairwise(ends)]
+
+    def _some(self, part: slice) -> Walk:
+        walk = copy(self)
+        walk.heads = self.heads.some(part)
+        walk.q, walk.k, walk.v = self.q[part], self.k[part], self.v[part]
+        return walk
 
 
 class Laid:
@@ -69,88 +90,94 @@ class Laid:
         self.queries, self.keys = strip.queries.on(device), strip.keys.on(device)
         self.size = len(group.query_offsets)
         self.shape = (len(walk.heads.kv), strip.rows, walk.each * self.size)
-        self.k = self._keys(walk.k)
-        self.v = self._keys(walk.v)
         self._added: dict[tuple[int, int], list[tuple[slice, torch.Tensor]]] = {}
+
+    @cached_property
+    def k(self) -> torch.Tensor:
+        return self._keys(self.walk.k)
+
+    @cached_property
+    def v(self) -> torch.Tensor:
+        return self._keys(self.walk.v)
+
+    @cached_property
+    def stretches(self) -> torch.Tensor:
+        """Keys in stretches, (kv heads, stretches, strip keys, a stretch)."""
+        if isinstance(self.keys.where, slice):
+            return self.walk.stretches[:, :, self.keys.where]
+        return stretches(self.k, self.walk.stretch)
 
     def _keys(self, x: torch.Tensor) -> torch.Tensor:
         found = self.keys.take(x).to(self.walk.dtype)
         dense = found.stride(2) == 1 and found.stride(1) == found.shape[2]
         return found if dense else found.contiguous()
 
-    def rows(self, x: torch.Tensor, part: Part) -> torch.Tensor:
-        """(count, heads each * queries, dim) of (kv heads, heads each, tokens, dim)."""
-        where = self._where(part)
-        if where is None:
-            found = self._view(x, part)
-        else:
-            found = self._over_rows(x[part.heads].index_select(2, where))
+    @cached_property
+    def pieces(self) -> list[slice]:
+        """Pieces of a row's keys."""
+        length = self.strip.length
+        count = round(length / max(LEAST_KEYS, BUDGET // self.shape[2])) or 1
+        return [slice(length * i // count, length * (i + 1) // count) for i in range(count)]
+
+    def rows(self, x: torch.Tensor) -> torch.Tensor:
+        """(kv heads * rows, heads each * queries, dim) of (kv heads, heads each, tokens, dim)."""
+        found = self._over_rows(self.queries.take(x))
         return found.reshape(-1, self.shape[2], x.shape[-1]).to(self.walk.dtype)
 
-    def put(self, x: torch.Tensor, part: Part, value: torch.Tensor) -> None:
+    def put(self, x: torch.Tensor, value: torch.Tensor) -> None:
         """Write where `rows` reads."""
-        where = self._where(part)
-        own = self._view(x, part) if where is None else None
-        heads = part.heads.stop - part.heads.start
-        value = value.view(heads, -1, self.walk.each, self.size, x.shape[-1])
-        if own is not None:
-            own.copy_(value)
-        elif where is not None:
-            flat = value.transpose(1, 2).reshape(heads, self.walk.each, -1, x.shape[-1])
-            x[part.heads].index_copy_(2, where, flat.to(x.dtype))
-
-    def _where(self, part: Part) -> torch.Tensor | None:
-        """Places of the queries of a part, or None where those of the strip are a slice."""
+        value = value.view(self.shape[0], -1, self.walk.each, self.size, x.shape[-1])
         if isinstance(self.queries.where, slice):
-            return None
-        return self.queries.where.view(self.strip.rows, self.size)[part.rows].flatten()
-
-    def _view(self, x: torch.Tensor, part: Part) -> torch.Tensor:
-        """(kv heads, rows, heads each, queries, dim)"""
-        x = x[part.heads, :, self.queries.where]
-        x = x.view(*x.shape[:2], self.strip.rows, self.size, x.shape[-1])
-        return x[:, :, part.rows].transpose(1, 2)
+            self._over_rows(self.queries.take(x)).copy_(value)
+        else:
+            flat = value.transpose(1, 2).reshape(*x.shape[:2], -1, x.shape[-1])
+            x.index_copy_(2, self.queries.where, flat.to(x.dtype))
 
     def _over_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """The same of (kv heads, heads each, rows * queries, dim)."""
+        """(kv heads, rows, heads each, queries, dim) of (kv heads, heads each, rows * queries,
+        dim).
+        """
         return x.view(*x.shape[:2], -1, self.size, x.shape[-1]).transpose(1, 2)
 
-    def parts(self, apart: bool) -> Iterator[tuple[Part, list[slice]]]:
-        """What to multiply at once, and the pieces of its keys.
-
-        apart: rows of one part share no keys.
-        """
+    def parts(self, apart: bool = False) -> Iterator[Part]:
+        """What to multiply at once. apart: rows of one part share no keys."""
         heads, rows, queries = self.shape
-        length = self.strip.length
-        piece = max(LEAST_KEYS, BUDGET // queries)
-        pieces = [slice(a, min(a + piece, length)) for a in range(0, length, piece)]
-        most = max(1, BUDGET // (queries * min(piece, length)))
+        most = max(1, (BUDGET - 1) // (queries * (self.strip.length // len(self.pieces))))
         turn = self.strip.apart if apart else 1
         if min(-(-rows // turn), most) >= min(heads, most):
             for h in range(heads):
                 for first in range(turn):
                     for i in range(first, rows, most * turn):
                         end = min(rows, i + most * turn)
-                        yield Part(slice(h, h + 1), slice(i, end, turn)), pieces
+                        own, flat = (slice(x + i, x + end, turn) for x in (0, h * rows))
+                        yield Part(slice(h, h + 1), own, flat)
         else:
             for i in range(rows):
                 for h in range(0, heads, most):
-                    yield Part(slice(h, min(heads, h + most)), slice(i, i + 1, 1)), pieces
+                    end = min(heads, h + most)
+                    flat = slice(h * rows + i, (end - 1) * rows + i + 1, rows)
+                    yield Part(slice(h, end), slice(i, i + 1, 1), flat)
 
     def window(self, x: torch.Tensor, part: Part, columns: slice) -> torch.Tensor:
-        """(count, keys, dim) of keys, values or their gradients: a view."""
-        if part.heads.stop - part.heads.start == 1:
-            return self.strip.windows(x, part.heads.start, part.rows, columns)
-        first = part.rows.start * self.strip.step
-        return x[part.heads, first + columns.start : first + columns.stop]
+        """(..., count, keys, dim) of keys, values or their gradients, from (..., kv heads, strip
+        keys, dim): a view.
+        """
+        *rest, head, key, dim = x.stride()
+        step = self.strip.step
+        first = part.heads.start * head + (part.rows.start * step + columns.start) * key
+        count = len(range(self.shape[0] * self.shape[1])[part.flat])
+        turn = head if part.heads.stop - part.heads.start > 1 else part.rows.step * step * key
+        size = (*x.shape[:-3], count, columns.stop - columns.start, x.shape[-1])
+        return x.as_strided(size, (*rest, turn, key, dim), x.storage_offset() + first)
 
     def pairs(self, part: Part, columns: slice) -> Pairs:
         """The pairs of a part."""
         walk, strip = self.walk, self.strip
         device = walk.q.device
         queries = self.queries.places.to(device).view(strip.rows, self.size)[part.rows]
-        places = self.keys.places.to(device)[None, :, None]
-        keys = strip.windows(places, 0, part.rows, columns)[..., 0]
+        row = torch.arange(strip.rows, device=device)[part.rows] * strip.step
+        at = row[:, None] + torch.arange(columns.start, columns.stop, device=device)
+        keys = self.keys.places.to(device)[at]
         heads = walk.heads.heads[part.heads]
         return Pairs(walk.program, walk.call, walk.batch, self.group, heads, queries, keys, columns)
 
@@ -160,17 +187,19 @@ class Laid:
         return s.view(heads, -1, self.walk.each, self.size, s.shape[-1])
 
     def logits(
-        self, q: torch.Tensor, part: Part, columns: slice, careful: bool = False
+        self, q: torch.Tensor, k: torch.Tensor, part: Part, columns: slice, thorough: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor | None, Limits, Pairs | None]:
         """(scored logits, (count, queries, keys); unscored ones over pairs, where scores do more
         than add; limits; pairs, where anything reads them).
 
-        careful: with rounding errors as small as outputs need.
+        q: (count, queries, dim), k: (count, keys, dim), or their `stretches`. thorough: as of
+        `forbid`.
         """
         scores = self.walk.scores
-        k = self.window(self.k, part, columns)
-        careful = careful and self.walk.careful
-        s = careful_products(q, k) if careful else products(q, k)
+        if q.ndim == 4:
+            s = batch_logits(q, k)
+        else:
+            s = products(q, k)
         unscored = pairs = None
         if scores.any or self.group.decided:
             pairs = self.pairs(part, columns)
@@ -182,8 +211,19 @@ class Laid:
             for own, value in self._what_is_added(part, columns, pairs):
                 over[..., own] += value
         limits = self.masks.limits(columns, pairs)
-        forbid(self.over_pairs(s, part), limits)
+        if limits:
+            forbid(self.over_pairs(s, part), limits, thorough)
         return s, unscored, limits, pairs
+
+    def added(self) -> list[tuple[slice, torch.Tensor]]:
+        """What scores add to logits, the same in all rows: (keys, (kv heads, heads each, queries,
+        keys)).
+        """
+        part = Part(slice(None), slice(0, 1, 1), slice(None))
+        columns = slice(0, self.strip.length)
+        found = self.walk.scores.added(self.pairs(part, columns), self.walk.space)
+        shape = (self.shape[0], 1, self.walk.each, self.size)
+        return [(at, x.expand(*shape, at.stop - at.start)[:, 0]) for at, x in found]
 
     def _what_is_added(
         self, part: Part, columns: slice, pairs: Pairs
@@ -194,19 +234,24 @@ class Laid:
         if key not in self._added:
             if len(self._added) > 1 and part.heads.start != next(iter(self._added))[0]:
                 self._added.clear()
-            one = self.pairs(Part(part.heads, slice(0, 1, 1)), columns)
+            one = self.pairs(replace(part, rows=slice(0, 1, 1)), columns)
             self._added[key] = self.walk.scores.added(one, self.walk.space)
         return self._added[key]
+
+
+def stretches(x: torch.Tensor, stretch: int) -> torch.Tensor:
+    """(..., stretches, rows, a stretch): (..., rows, inner) cut along the inner dimension, with
+    zeros at its end.
+    """
+    short = -x.shape[-1] % stretch
+    x = torch.nn.functional.pad(x, (0, short)) if short else x
+    return x.unflatten(-1, (-1, stretch)).movedim(-2, -3).contiguous()
 
 
 LOG2E = math.log2(math.e)
 
 
-def exp_(x: torch.Tensor) -> torch.Tensor:
-    """exp in place, by exp2, which is much faster on a CPU."""
-    return x.mul_(LOG2E).exp2_()
+def exp_less_(x: torch.Tensor, off: torch.Tensor) -> torch.Tensor:
+    """exp(x - off) in place, by exp2, which is much faster on a CPU."""
+    return torch.add(off * -LOG2E, x, alpha=LOG2E, out=x).exp2_()
 
-
-def shift(top: torch.Tensor) -> torch.Tensor:
-    """What to take off logits whose maximum is `top`: zero where all are minus infinity."""
-    return top.masked_fill(top == -math.inf, 0)
