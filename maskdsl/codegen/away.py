@@ -48,8 +48,10 @@ class Away:
         size = opened.size(self.side) if opened else ""
         self.axes = axes_of(self.side, names, self.grid, False, indexing, self.block, size)
         # coordinates that index memory are moved inside, where the pattern may keep them
-        self.implied = not indexing and not size and outside_is_left_out(
-            keep, self.side, names, self.grid, frame.own_sizes
+        self.implied = (
+            not indexing
+            and not size
+            and outside_is_left_out(keep, self.side, names, self.grid, frame.own_sizes)
         )
 
     def context(self, walked: Sequence[str]) -> dict[str, Any]:

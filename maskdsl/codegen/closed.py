@@ -143,9 +143,7 @@ def serves(block: Block, plan: Plan, home: str) -> bool:
     return _same(spread, *runs_of(plan.head_classes[0], home, 0, 0, (own, other)))
 
 
-def _open_ends(
-    block: Block, plan: Plan, home: str
-) -> tuple[AxisWalk, Band, dict[str, Node]] | str:
+def _open_ends(block: Block, plan: Plan, home: str) -> tuple[AxisWalk, Band, dict[str, Node]] | str:
     own, other = _grids(plan, home)
     if not (_plain(own) and _plain(other)):
         return "tiles have steps, pitches or origins"

@@ -90,7 +90,7 @@ class Module:
     def key(self) -> str:
         """`name-shape-dtype-target-digest`: the digest is of the source."""
         program, spec = self.plan.program, self.spec
-        sides = zip((program.queries, program.keys), self._open_sizes, strict=True)
+        sides = zip((program.queries, program.keys), self.open_sizes, strict=True)
         shapes = (size or "+".join("x".join(map(str, s.shape)) for s in x) for x, size in sides)
         dims = f"d{spec.head_dim}" + (
             f"v{spec.value_dim}" if spec.value_dim != spec.head_dim else ""
@@ -99,13 +99,14 @@ class Module:
         return "-".join([*(p[:60] for p in parts), spec.dtype, spec.target, digest(self.text)])
 
     @property
-    def _proofs(self) -> Mapping[str, bool]:
+    def proofs(self) -> Mapping[str, bool]:
+        """What was proved, by name."""
         if self.opened is None:
             return self.plan.proofs
         return {"no_empty_row": self.opened.never_empty(self.plan)}
 
     @property
-    def _open_sizes(self) -> tuple[str, str]:
+    def open_sizes(self) -> tuple[str, str]:
         """The variables with the extents of queries and of keys, where they are open."""
         return (self.opened.size("q"), self.opened.size("k")) if self.opened else ("", "")
 
@@ -132,14 +133,14 @@ class Module:
         program = plan.program
         same = spec.value_dim == spec.head_dim
         used = set().union(*(f.helpers for f in self.frames))
-        queries, keys = self._open_sizes
+        queries, keys = self.open_sizes
         group = program.heads // program.kv_heads
         return {
             "pattern": comment_lines(plan.source, plan.name),
             "constants": self._constants(),
             "direction": self.direction,
             "facts": facts(
-                plan, spec, [f.walk for f in self.frames], settings, self._open_sizes, self._proofs
+                plan, spec, [f.walk for f in self.frames], settings, self.open_sizes, self.proofs
             ),
             "frames": contexts,
             "types": _types_of(contexts),

@@ -117,7 +117,8 @@ def _facts(modules: Mapping[str, Module]) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for name, m in modules.items():
         settings = m.spec.settings(*m.lanes, m.direction)
-        own = dict(facts(m.plan, m.spec, [f.walk for f in m.frames], settings))
+        walks = [f.walk for f in m.frames]
+        own = dict(facts(m.plan, m.spec, walks, settings, m.open_sizes, m.proofs))
         found.setdefault("problem", own["problem"])
         found[name] = f"{own['tiles']}; {own['pairs']}"
         found[f"{name} walk"] = own["walk"]

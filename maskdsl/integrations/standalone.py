@@ -41,13 +41,14 @@ def standalone(
         mask, head_dim, dtype, value_dim=value_dim, backend="triton", target=target or "sm_90",
         scale=scale, q_tile=q_tile, kv_tile=kv_tile, precision=precision,
     )  # fmt: skip
-    if kernel.scale <= 0:
-        raise CompileError(f"a standalone file needs a positive scale, not {kernel.scale}")
+    of_products = kernel.choices.scale
+    if of_products <= 0:
+        raise CompileError(f"a standalone file needs a positive scale, not {of_products}")
     s = kernel.shapes
     spec = Spec(
         s.head_dim, s.value_dim, DTYPES[s.dtype], kernel.target, descriptors=descriptors,
         precision=precision,
     )  # fmt: skip
     return written(
-        kernel.plan, kernel.plan_of, spec, kernel.scale, version, input_gradients=input_gradients
+        kernel.plan, kernel.plan_of, spec, of_products, version, input_gradients=input_gradients
     )

@@ -70,11 +70,11 @@ def _equal_rows(laid: Laid, q: torch.Tensor, found: Softmax) -> None:
     added = laid.added() if laid.walk.scores.any else []
     limits = laid.masks.limits(columns, None)
     attend_rows(
-        q.unflatten(0, (heads, rows)), laid.stretches, laid.v,
+        q.view(heads, rows, *q.shape[1:]), laid.stretches, laid.v,
         laid.walk.careful, laid.strip.step, [x.stop for x in laid.pieces],
         [x.start for x, _ in added], [x for _, x in added],
         [x.start for x, _ in limits], [x for _, x in limits],
-        *(x.unflatten(0, (heads, rows)) for x in (found.top, found.total, found.values)),
+        *(x.view(heads, rows, *x.shape[1:]) for x in (found.top, found.total, found.values)),
     )  # fmt: skip
 
 
@@ -89,4 +89,5 @@ def _any_rows(laid: Laid, q: torch.Tensor, found: Softmax) -> None:
             v = laid.window(laid.v, part, columns)
             first = columns.start == 0
             for i in range(len(s)):
-                add_piece(s[i], v[i], first, laid.walk.careful, *(x[i] for x in own))
+                top, total, values = (x[i] for x in own)
+                add_piece(s[i], v[i], first, laid.walk.careful, top, total, values)

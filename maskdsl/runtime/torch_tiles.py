@@ -42,7 +42,8 @@ if _has_linear():
         """a @ b.mT. torch multiplies float32 by MKL, which uses the widest instructions of one
         maker only; oneDNN uses those of all.
         """
-        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        return found
 
 else:
 
@@ -141,9 +142,7 @@ def add_piece(
 
 
 @scripted
-def overlap(
-    s: Tensor, x: Tensor, start: int, first: int, end: int
-) -> tuple[Tensor, Tensor]:
+def overlap(s: Tensor, x: Tensor, start: int, first: int, end: int) -> tuple[Tensor, Tensor]:
     """Where a piece of logits from key `first` to `end` and x from key `start` on overlap: a view
     of each, (heads each, queries, keys).
     """

@@ -245,7 +245,8 @@ def stretches(x: torch.Tensor, stretch: int) -> torch.Tensor:
     """
     short = -x.shape[-1] % stretch
     x = torch.nn.functional.pad(x, (0, short)) if short else x
-    return x.unflatten(-1, (-1, stretch)).movedim(-2, -3).contiguous()
+    cut = x.reshape(*x.shape[:-1], x.shape[-1] // stretch, stretch)
+    return cut.movedim(-2, -3).contiguous()
 
 
 LOG2E = math.log2(math.e)
@@ -254,4 +255,3 @@ LOG2E = math.log2(math.e)
 def exp_less_(x: torch.Tensor, off: torch.Tensor) -> torch.Tensor:
     """exp(x - off) in place, by exp2, which is much faster on a CPU."""
     return torch.add(off * -LOG2E, x, alpha=LOG2E, out=x).exp2_()
-

@@ -81,9 +81,7 @@ class TritonDecode:
         several = whole.program.segmented
         return self.mask.plan(*(t if several else t[0] for t in (tiles, key_tiles)))
 
-    def __call__(
-        self, call: Call, splits: int | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, call: Call, splits: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """(out, lse) for a checked call that says where its queries stand.
 
         splits: into how many parts the keys are cut; by default the rule's.
@@ -97,9 +95,7 @@ class DecodeKernel(_Loaded):
     the plan is beyond kernels.
     """
 
-    def __init__(
-        self, plan: Plan, spec: Spec, scale: float, one: OneForAll | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, spec: Spec, scale: float, one: OneForAll | None = None) -> None:
         self.plan, self.spec, self.one = plan, spec, one
         emission = one.decode(plan, spec) if one else None
         emission = emission or DecodeEmission(plan, spec)
