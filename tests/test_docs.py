@@ -1,22 +1,18 @@
-"""The documents say what the code does: their blocks parse and run, their tables and pictures are
-true, and nothing public is left out.
+"""The manual says what the code does: its tables and pictures are true, and nothing is left out.
+Its blocks are run with those of the other pages (test_docs_blocks.py).
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import importlib.util
-import io
 import re
-from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from pages import ROOT, blocks
 from PIL import Image
 
 import maskdsl
@@ -26,16 +22,9 @@ from maskdsl.language.library import standard_functions
 from maskdsl.language.parse import parse_text
 from maskdsl.language.scope import PREDEFINED
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "maskdsl"
 STD = PACKAGE / "language" / "std"
 MANUAL = ROOT / "docs" / "language.md"
-DOCUMENTS = {
-    "README.md": ROOT / "README.md",
-    "docs/language.md": MANUAL,
-    "docs/planner.md": ROOT / "docs" / "planner.md",
-    "docs/simulator.md": ROOT / "docs" / "simulator.md",
-}
 FILES = sorted(p.stem for p in STD.glob("*.mask") if p.stem != "functions")
 
 
@@ -47,22 +36,6 @@ def load_script() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-class FencedBlock(NamedTuple):
-    language: str
-    text: str
-    before: str  # the line before its fence
-    follows: bool  # nothing but white space since the block before
-
-
-def blocks(path: Path) -> Iterator[FencedBlock]:
-    text, end = path.read_text(encoding="utf-8"), 0
-    for found in re.finditer(r"^```([\w-]*)\n(.*?)^```$", text, re.M | re.S):
-        between = text[end : found.start()]
-        before = between.strip().rpartition("\n")[2]
-        yield FencedBlock(found[1], found[2], before, not between.strip())
-        end = found.end()
 
 
 def section(title: str) -> str:
@@ -90,33 +63,6 @@ def rows(text: str, first: str) -> list[list[str]]:
         elif inside and not cells[0].startswith("---"):
             found.append(cells)
     return found
-
-
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_mask_blocks_parse(name: str) -> None:
-    for block in blocks(DOCUMENTS[name]):
-        if block.language == "mask":
-            only_defs = not parse_text(block.text).patterns
-            maskdsl.parse(block.text + "\npattern p over (n)" * only_defs)
-
-
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_python_blocks_run_and_print_what_they_say(name: str) -> None:
-    namespace: dict[str, Any] = {}
-    printed: str | None = None
-    for block in blocks(DOCUMENTS[name]):
-        skipped = re.match(r"<!-- not run", block.before)
-        if block.language == "python" and skipped:
-            assert re.fullmatch(r"<!-- not run: .{10,} -->", block.before), "a reason is needed"
-            printed = None
-        elif block.language == "python":
-            out = io.StringIO()
-            with contextlib.redirect_stdout(out):
-                exec(compile(block.text, f"{name}: a python block", "exec"), namespace)
-            printed = out.getvalue()
-        elif block.language == "text" and block.follows and printed is not None:
-            assert printed.rstrip() == block.text.rstrip()
-            printed = None
 
 
 EXPRESSIONS = [(r[0].strip("`"), r[1].strip("`")) for r in rows(MANUAL.read_text(), "expression")]
