@@ -207,6 +207,16 @@ def test_a_graph_keeps_its_kernel() -> None:
     torch.testing.assert_close(compiled(*given, **inputs_of("sink")), want)
 
 
+@pytest.mark.parametrize("gone", [0, 1])
+def test_kernels_compiled_alike_live_by_themselves(gone: int) -> None:
+    kernels = [kernel_of("plain"), kernel_of("plain")]
+    assert kernels[0].handle == kernels[1].handle
+    want = kernels[gone](*tensors())
+    del kernels[gone]
+    gc.collect()
+    torch.testing.assert_close(kernels[0](*tensors()), want)
+
+
 def test_an_unknown_kernel() -> None:
     with pytest.raises(CompileError, match="no kernel 'nobody-1': compile it again"):
         torch.ops.maskdsl.attention(*tensors(), [], "nobody-1")

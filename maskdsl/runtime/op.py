@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
-from weakref import WeakValueDictionary
+from weakref import ref
 
 import torch
 from torch._functorch import autograd_function
@@ -65,7 +65,7 @@ class Attends(Protocol):
         """Which inputs may have a gradient. Raises CompileError where this call has none."""
 
 
-_alive: WeakValueDictionary[str, Attends] = WeakValueDictionary()
+_alive: dict[str, list[ref[Attends]]] = {}  # kernels compiled alike have one name
 _traced: dict[str, Attends] = {}
 
 _library: Any = torch.library.Library("maskdsl", "DEF")  # type: ignore[no-untyped-call]
@@ -83,16 +83,24 @@ attention_backward: Callable[..., list[torch.Tensor]] = torch.ops.maskdsl.attent
 
 def register(name: str, kernel: Attends) -> None:
     """Lets the operator find a kernel for as long as somebody else holds it."""
-    _alive[name] = kernel
+    alike = _alive.setdefault(name, [])
+
+    def forget(gone: ref[Attends]) -> None:
+        alike.remove(gone)
+        if not alike and _alive.get(name) is alike:
+            del _alive[name]
+
+    alike.append(ref(kernel, forget))
 
 
 def _find(name: str) -> Attends:
-    found = _alive.get(name)
-    if found is None:
-        raise CompileError(
-            f"this process has no kernel '{name}': compile it again with the same arguments"
-        )
-    return found
+    for held in _alive.get(name, ()):
+        found = held()
+        if found is not None:
+            return found
+    raise CompileError(
+        f"this process has no kernel '{name}': compile it again with the same arguments"
+    )
 
 
 def _forward(
