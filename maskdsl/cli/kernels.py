@@ -41,7 +41,8 @@ Precision = Annotated[str, typer.Option(help="Of fp32 products: ieee or tf32.")]
 def _kernel(
     spec: str, name: str | None, values: list[str] | None, dtype: str, q_tile: str | None,
     kv_tile: str | None, **options: Any,
-) -> Kernel:  # fmt: skip
+) -> Any:  # fmt: skip
+    """What `compile` makes of a command line."""
     mask = bind(spec, name, values)
     tiles: dict[str, Any] = {"q_tile": parse_tile(q_tile), "kv_tile": parse_tile(kv_tile)}
     return compile_mask(mask, dtype=torch_dtype(dtype), **tiles, **options)
@@ -84,15 +85,16 @@ def compile(  # noqa: A001 (the command's name)
     )  # fmt: skip
     with working("emitting"):
         sources = kernel.sources
+    on = kernel.key.split("-")[-2]  # the target: name-shape-dtype-target-digest
     saved = [] if out is None else _save(sources, out)
     found: dict[str, Resources] = {}
     if resources:
-        with working(f"compiling for {kernel.target}"):
-            found = {d: kernel.resources(direction=d) for d in DIRECTIONS}
+        with working(f"compiling for {on}"):
+            found = {d: kernel.resources(direction=d) for d in ("forward", "backward")}
     if as_json:
         say_json({
             "key": kernel.key,
-            "target": kernel.target,
+            "target": on,
             "plan": kernel.plan.explain().splitlines(),
             "resources": {d: asdict(r) for d, r in found.items()},
             "sources": sources if out is None else {},
@@ -103,7 +105,7 @@ def compile(  # noqa: A001 (the command's name)
     say(kernel.plan.explain())
     for direction, r in found.items():
         spilled = f"{r.spills} bytes spilled" if r.spills else "nothing spilled"
-        say(f"{direction} on {kernel.target}: {r.registers} registers a thread, {spilled}, "
+        say(f"{direction} on {on}: {r.registers} registers a thread, {spilled}, "
             f"{r.shared / 1024:.0f} KiB of shared memory")  # fmt: skip
         common = sorted(r.instructions.items(), key=lambda x: -x[1])[:6]
         say("  instructions: " + ", ".join(f"{n} {op}" for op, n in common))

@@ -16,7 +16,7 @@ import numpy as np
 from maskdsl.codegen.arguments import data_of
 from maskdsl.codegen.emit import Emission, Module
 from maskdsl.codegen.gradients import GradientEmission
-from maskdsl.codegen.header import comment_lines, facts
+from maskdsl.codegen.header import comment_lines
 from maskdsl.codegen.rendering import render
 from maskdsl.codegen.spec import Spec
 from maskdsl.codegen.table_text import Store
@@ -116,9 +116,7 @@ def _facts(modules: Mapping[str, Module]) -> list[tuple[str, str]]:
     """(word, text): of the problem once, of each kernel's tiles, walk and settings."""
     found: dict[str, str] = {}
     for name, m in modules.items():
-        settings = m.spec.settings(*m.lanes, m.direction)
-        walks = [f.walk for f in m.frames]
-        own = dict(facts(m.plan, m.spec, walks, settings, m.open_sizes, m.proofs))
+        own = dict(m.context["facts"])
         found.setdefault("problem", own["problem"])
         found[name] = f"{own['tiles']}; {own['pairs']}"
         found[f"{name} walk"] = own["walk"]

@@ -37,18 +37,19 @@ def standalone(
     gradients. Raises BindError, PlanError and CompileError, the last also where the plan's tables
     are too large for a file. Calls with fewer queries than keys (decoding) are not in the file.
     """
+    mask.closed()
+    target = target or "sm_90"
     kernel = compile_mask(
-        mask, head_dim, dtype, value_dim=value_dim, backend="triton", target=target or "sm_90",
-        scale=scale, q_tile=q_tile, kv_tile=kv_tile, precision=precision,
+        mask, head_dim, dtype, value_dim=value_dim, backend="triton", target=target, scale=scale,
+        q_tile=q_tile, kv_tile=kv_tile, precision=precision,
     )  # fmt: skip
-    of_products = kernel.choices.scale
-    if of_products <= 0:
-        raise CompileError(f"a standalone file needs a positive scale, not {of_products}")
-    s = kernel.shapes
+    scale = head_dim**-0.5 if scale is None else scale
+    if scale <= 0:
+        raise CompileError(f"a standalone file needs a positive scale, not {scale}")
     spec = Spec(
-        s.head_dim, s.value_dim, DTYPES[s.dtype], kernel.target, descriptors=descriptors,
+        head_dim, value_dim or head_dim, DTYPES[dtype], target, descriptors=descriptors,
         precision=precision,
     )  # fmt: skip
     return written(
-        kernel.plan, kernel.plan_of, spec, of_products, version, input_gradients=input_gradients
+        kernel.plan, kernel.plan_of, spec, scale, version, input_gradients=input_gradients
     )
