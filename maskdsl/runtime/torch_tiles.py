@@ -141,9 +141,7 @@ def add_piece(
 
 
 @scripted
-def overlap(
-    s: Tensor, x: Tensor, start: int, first: int, end: int
-) -> tuple[Tensor, Tensor]:
+def overlap(s: Tensor, x: Tensor, start: int, first: int, end: int) -> tuple[Tensor, Tensor]:
     """Where a piece of logits from key `first` to `end` and x from key `start` on overlap: a view
     of each, (heads each, queries, keys).
     """
