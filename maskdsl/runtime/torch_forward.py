@@ -70,23 +70,23 @@ def _equal_rows(laid: Laid, q: torch.Tensor, found: Softmax) -> None:
     added = laid.added() if laid.walk.scores.any else []
     limits = laid.masks.limits(columns, None)
     attend_rows(
-        q.unflatten(0, (heads, rows)), laid.stretches, laid.v,
+        q.view(heads, rows, *q.shape[1:]), laid.stretches, laid.v,
         laid.walk.careful, laid.strip.step, [x.stop for x in laid.pieces],
         [x.start for x, _ in added], [x for _, x in added],
         [x.start for x, _ in limits], [x for _, x in limits],
-        *(x.unflatten(0, (heads, rows)) for x in (found.top, found.total, found.values)),
+        *(x.view(heads, rows, *x.shape[1:]) for x in (found.top, found.total, found.values)),
     )  # fmt: skip
 
 
 def _any_rows(laid: Laid, q: torch.Tensor, found: Softmax) -> None:
     """The same for rows whose masks and scores differ."""
-    k = laid.stretches.transpose(0, 1)
+    k, careful = laid.stretches.transpose(0, 1), laid.walk.careful
     for part in laid.parts():
-        own = (found.top[part.flat], found.total[part.flat], found.values[part.flat])
+        top, total, values = (x[part.flat] for x in (found.top, found.total, found.values))
         for columns in laid.pieces:
             keys = laid.window(k, part, columns).transpose(0, 1)
             s, _, _, _ = laid.logits(q[part.flat], keys, part, columns)
             v = laid.window(laid.v, part, columns)
             first = columns.start == 0
             for i in range(len(s)):
-                add_piece(s[i], v[i], first, laid.walk.careful, *(x[i] for x in own))
+                add_piece(s[i], v[i], first, careful, top[i], total[i], values[i])

@@ -42,7 +42,8 @@ if _has_linear():
         """a @ b.mT. torch multiplies float32 by MKL, which uses the widest instructions of one
         maker only; oneDNN uses those of all.
         """
-        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        return found
 
 else:
 
