@@ -76,3 +76,13 @@ def test_bounds_contain_the_values(seed: int) -> None:
         box = truth[np.ix_(*inside)]
         assert not always[0] or box.all()
         assert possibly[0] or not box.any()
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_float_tables_of_one_sign(sign: float) -> None:
+    """What lies outside of them is 0, a float."""
+    pattern = maskdsl.parse(
+        "pattern p(weight: float[heads]) over (n) score logit - weight[head] * 2.0"
+    )
+    mask = pattern.bind(n=3, heads=2, weight=[sign, 2 * sign])
+    assert (mask.scores(np.zeros((3, 3)), head=1) == -4 * sign).all()

@@ -30,8 +30,6 @@ from maskdsl.cli.values import bind, given, parse_tile, torch_dtype
 from maskdsl.errors import BindError
 from maskdsl.integrations.standalone import standalone
 from maskdsl.runtime.compile import compile as compile_mask
-from maskdsl.runtime.kernel import Kernel
-from maskdsl.runtime.planned import DIRECTIONS
 from maskdsl.runtime.resources import Resources
 
 ValueDim = Annotated[int | None, typer.Option(help="Elements of a value (default head_dim).")]

@@ -125,8 +125,9 @@ def load(array: Array, indices: tuple[Node, ...]) -> Node:
             inside = all(0 <= i < n for i, n in zip(at, array.data.shape, strict=True))
             return constant(array.data[at].item() if inside else 0, array.type)
         if array.type != "bool" and array.data.size:
-            low = min(array.data.min().item(), 0)
-            high = max(array.data.max().item(), 0)
+            nothing = 0.0 if array.type == "float" else 0
+            low = min(array.data.min().item(), nothing)
+            high = max(array.data.max().item(), nothing)
         if array.type == "float" and not (math.isfinite(low) and math.isfinite(high)):
             low, high = -INF, INF
     return Node("load", array.type, indices, array, low, high)

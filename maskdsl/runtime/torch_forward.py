@@ -80,14 +80,13 @@ def _equal_rows(laid: Laid, q: torch.Tensor, found: Softmax) -> None:
 
 def _any_rows(laid: Laid, q: torch.Tensor, found: Softmax) -> None:
     """The same for rows whose masks and scores differ."""
-    k = laid.stretches.transpose(0, 1)
+    k, careful = laid.stretches.transpose(0, 1), laid.walk.careful
     for part in laid.parts():
-        own = (found.top[part.flat], found.total[part.flat], found.values[part.flat])
+        top, total, values = (x[part.flat] for x in (found.top, found.total, found.values))
         for columns in laid.pieces:
             keys = laid.window(k, part, columns).transpose(0, 1)
             s, _, _, _ = laid.logits(q[part.flat], keys, part, columns)
             v = laid.window(laid.v, part, columns)
             first = columns.start == 0
             for i in range(len(s)):
-                top, total, values = (x[i] for x in own)
-                add_piece(s[i], v[i], first, laid.walk.careful, top, total, values)
+                add_piece(s[i], v[i], first, careful, top[i], total[i], values[i])

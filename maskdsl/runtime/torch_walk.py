@@ -245,8 +245,7 @@ def stretches(x: torch.Tensor, stretch: int) -> torch.Tensor:
     """
     short = -x.shape[-1] % stretch
     x = torch.nn.functional.pad(x, (0, short)) if short else x
-    cut = x.reshape(*x.shape[:-1], x.shape[-1] // stretch, stretch)
-    return cut.movedim(-2, -3).contiguous()
+    return x.reshape(*x.shape[:-1], -1, stretch).movedim(-2, -3).contiguous()
 
 
 LOG2E = math.log2(math.e)
