@@ -27,7 +27,7 @@ from examples.check import options
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-WIDTH, HEADS, LAYERS, BATCH = 128, 4, 2, 4
+WIDTH, HEADS, LAYERS, BATCH = 128, 4, 2, 2
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -114,7 +114,7 @@ def train(
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = options(__doc__, argv)
-    length, steps, every = (256, 10, 5) if args.quick else (1024, 300, 20)
+    length, steps, every = (256, 10, 5) if args.quick else (1024, 200, 20)
     whole = "\n".join(topics[name] for name in sorted(topics)).encode()
     text = torch.tensor(list(whole))
     pattern = maskdsl.load(Path(__file__).parent / "near.mask")
