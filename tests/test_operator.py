@@ -107,6 +107,22 @@ def test_one_graph_for_every_position() -> None:
     assert counter.frame_count == 1
 
 
+def test_compiled_gradients_of_queries_at_an_offset() -> None:
+    kernel = kernel_of("plain", "reference")
+    q, k, v = (x.requires_grad_() for x in tensors())
+    given = (q[:, :, :4].detach().requires_grad_(), k, v)
+
+    def chunk(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+        return kernel(q, k, v, q_offset=6)
+
+    found, want = (
+        torch.autograd.grad(run(*given).square().sum(), given)
+        for run in (torch.compile(chunk, fullgraph=True, backend="aot_eager"), chunk)
+    )
+    torch.testing.assert_close(found, want)
+    assert not want[1][:, :, 14:].any() and want[1][:, :, 2:14].all()
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_vmap_over_samples(name: str) -> None:
     """Of batches, inputs with and without a batch dimension, some shared by all samples."""

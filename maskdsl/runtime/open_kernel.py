@@ -148,11 +148,11 @@ class OpenKernel(Kernel):
     def gradients(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
         lse: torch.Tensor, do: torch.Tensor, grad_lse: torch.Tensor | None, inputs: Tensors,
-        wanted: Sequence[bool],
+        wanted: Sequence[bool], q_offset: int | None,
     ) -> list[torch.Tensor]:  # fmt: skip
         """Those wanted of q, k, v and the inputs."""
         own = self._at(q, k, inputs)
-        return own.gradients(q, k, v, out, lse, do, grad_lse, inputs, wanted)
+        return own.gradients(q, k, v, out, lse, do, grad_lse, inputs, wanted, q_offset)
 
     @property
     def plan(self) -> Plan:
