@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 import maskdsl
 from maskdsl.errors import BindError, CompileError
+from maskdsl.runtime import op
 
 TEXTS = {
     "plain": "pattern p over (n) keep abs(q.n - k.n) < 5",
@@ -231,6 +232,22 @@ def test_kernels_compiled_alike_live_by_themselves(gone: int) -> None:
     del kernels[gone]
     gc.collect()
     torch.testing.assert_close(kernels[0](*tensors()), want)
+
+
+def test_a_kernel_alike_collected_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last kernel of a name goes just when another one takes it."""
+    kept = [kernel_of("plain")]
+    real = op.ref
+
+    def collecting(*arguments: Any) -> Any:
+        kept.clear()
+        return real(*arguments)
+
+    monkeypatch.setattr(op, "ref", collecting)
+    kernel = kernel_of("plain")
+    assert not kept and kernel(*tensors()) is not None
+    del kernel
+    assert not any(name.startswith("p-") and not held for name, held in op._alive.items())
 
 
 def test_an_unknown_kernel() -> None:

@@ -6,6 +6,7 @@ from. What a graph names stays alive; else a kernel lives as long as its caller 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from weakref import ref
@@ -66,6 +67,7 @@ class Attends(Protocol):
 
 
 _alive: dict[str, list[ref[Attends]]] = {}  # kernels compiled alike have one name
+_changing = threading.RLock()  # of `_alive`: a kernel may be collected anywhere, also in `register`
 _traced: dict[str, Attends] = {}
 
 _library: Any = torch.library.Library("maskdsl", "DEF")  # type: ignore[no-untyped-call]
@@ -84,18 +86,22 @@ attention_backward: Callable[..., list[torch.Tensor]] = torch.ops.maskdsl.attent
 
 def register(name: str, kernel: Attends) -> None:
     """Lets the operator find a kernel for as long as somebody else holds it."""
-    alike = _alive.setdefault(name, [])
+
 
     def forget(gone: ref[Attends]) -> None:
-        alike.remove(gone)
-        if not alike and _alive.get(name) is alike:
-            del _alive[name]
+        with _changing:
+            alike.remove(gone)
+            if not alike and _alive.get(name) is alike:
+                del _alive[name]
 
-    alike.append(ref(kernel, forget))
+    with _changing:
+        alike = _alive.get(name, [])
+        alike.append(ref(kernel, forget))
+        _alive[name] = alike
 
 
 def _find(name: str) -> Attends:
-    for held in _alive.get(name, ()):
+    for held in tuple(_alive.get(name, ())):
         found = held()
         if found is not None:
             return found
