@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -307,6 +308,21 @@ class TestModule:
     def test_an_input_it_does_not_have(self) -> None:
         with pytest.raises(BindError, match="has no input 'y' to hold"):
             maskdsl.MaskAttention(kernel_of("plain").mask, 16, {"y": torch.zeros(1)})
+
+
+def test_a_module_of_what_is_not_for_float32() -> None:
+    mask = maskdsl.parse(TEXTS["plain"]).bind(n=256)
+    overlap = maskdsl.MaskAttention(mask, 64, backend="triton", template="overlap", target="sm_90")
+    assert overlap.kernel(torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_module_holds_what_numpy_holds() -> None:
+    mask = maskdsl.parse("pattern p over (n) input d[n]: int keep d[q.n] <= d[k.n]").bind(n=TOKENS)
+    q, k, v = (x[:, :1] for x in tensors())
+    backwards = np.arange(TOKENS, dtype=">i4")[::-1]
+    held = maskdsl.MaskAttention(mask, 16, {"d": backwards})
+    want = maskdsl.compile(mask, 16)(q, k, v, d=torch.arange(TOKENS).flip(0))
+    torch.testing.assert_close(held(q, k, v), want)
 
 
 def seconds(call: Callable[[], object]) -> float:
