@@ -105,6 +105,10 @@ def test_axes_that_tokens_do_not_tell() -> None:
         kernel.bind(t=3)
     with pytest.raises(BindError, match="stay open, and so does the plan"):
         _ = kernel.plan
+    with pytest.raises(BindError, match="stay open, and so does the shape"):
+        maskdsl.simulate(kernel, device="h200")
+    with pytest.raises(BindError, match="y must be an int"):
+        kernel.bind(y=[4], x=6)
 
 
 def test_an_input_tells_an_extent() -> None:
@@ -124,6 +128,13 @@ def test_spaces_of_their_own() -> None:
     kernel = maskdsl.compile(pattern.bind(heads=2), 16)
     q, (k, v) = tensors(9)[0], tensors(20)[:2]
     torch.testing.assert_close(kernel(q, k, v), dense(pattern.bind(n=9, m=20, heads=2), q, k, v))
+
+
+def test_queries_tell_an_extent_of_the_keys() -> None:
+    pattern = maskdsl.parse("pattern p over (n) -> (n, m) keep k.n <= q.n")
+    q, (k, v) = tensors(4)[0], tensors(12)[:2]
+    found = maskdsl.compile(pattern.bind(heads=2), 16)(q, k, v)
+    torch.testing.assert_close(found, dense(pattern.bind(n=4, m=3, heads=2), q, k, v))
 
 
 def test_decoding_by_a_growing_cache() -> None:

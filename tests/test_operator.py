@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -21,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import maskdsl
 from maskdsl.errors import BindError, CompileError
+from maskdsl.runtime import op
 
 TEXTS = {
     "plain": "pattern p over (n) keep abs(q.n - k.n) < 5",
@@ -105,6 +107,22 @@ def test_one_graph_for_every_position() -> None:
     for i in (3, 9, 17, TOKENS - 1):
         torch.testing.assert_close(step(q[:, :, i : i + 1], i), whole[:, :, i : i + 1])
     assert counter.frame_count == 1
+
+
+def test_compiled_gradients_of_queries_at_an_offset() -> None:
+    kernel = kernel_of("plain", "reference")
+    q, k, v = (x.requires_grad_() for x in tensors())
+    given = (q[:, :, :4].detach().requires_grad_(), k, v)
+
+    def chunk(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+        return kernel(q, k, v, q_offset=6)
+
+    found, want = (
+        torch.autograd.grad(run(*given).square().sum(), given)
+        for run in (torch.compile(chunk, fullgraph=True, backend="aot_eager"), chunk)
+    )
+    torch.testing.assert_close(found, want)
+    assert not want[1][:, :, 14:].any() and want[1][:, :, 2:14].all()
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -217,6 +235,22 @@ def test_kernels_compiled_alike_live_by_themselves(gone: int) -> None:
     torch.testing.assert_close(kernels[0](*tensors()), want)
 
 
+def test_a_kernel_alike_collected_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last kernel of a name goes just when another one takes it."""
+    kept = [kernel_of("plain")]
+    real = op.ref
+
+    def collecting(*arguments: Any) -> Any:
+        kept.clear()
+        return real(*arguments)
+
+    monkeypatch.setattr(op, "ref", collecting)
+    kernel = kernel_of("plain")
+    assert not kept and kernel(*tensors()) is not None
+    del kernel
+    assert not any(name.startswith("p-") and not held for name, held in op._alive.items())
+
+
 def test_an_unknown_kernel() -> None:
     with pytest.raises(CompileError, match="no kernel 'nobody-1': compile it again"):
         torch.ops.maskdsl.attention(*tensors(), [], "nobody-1")
@@ -274,6 +308,21 @@ class TestModule:
     def test_an_input_it_does_not_have(self) -> None:
         with pytest.raises(BindError, match="has no input 'y' to hold"):
             maskdsl.MaskAttention(kernel_of("plain").mask, 16, {"y": torch.zeros(1)})
+
+
+def test_a_module_of_what_is_not_for_float32() -> None:
+    mask = maskdsl.parse(TEXTS["plain"]).bind(n=256)
+    overlap = maskdsl.MaskAttention(mask, 64, backend="triton", template="overlap", target="sm_90")
+    assert overlap.kernel(torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_module_holds_what_numpy_holds() -> None:
+    mask = maskdsl.parse("pattern p over (n) input d[n]: int keep d[q.n] <= d[k.n]").bind(n=TOKENS)
+    q, k, v = (x[:, :1] for x in tensors())
+    backwards = np.arange(TOKENS, dtype=">i4")[::-1]
+    held = maskdsl.MaskAttention(mask, 16, {"d": backwards})
+    want = maskdsl.compile(mask, 16)(q, k, v, d=torch.arange(TOKENS).flip(0))
+    torch.testing.assert_close(held(q, k, v), want)
 
 
 def seconds(call: Callable[[], object]) -> float:

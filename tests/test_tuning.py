@@ -66,6 +66,17 @@ def test_the_fastest_setting_is_taken_and_remembered(measured: list[object]) -> 
     assert next(iter(tuned_of(again)._chosen.values())).key == chosen.key
 
 
+def test_every_length_has_the_measured_module(measured: list[object]) -> None:
+    window = maskdsl.load("std/sliding_window").bind(window=90, heads=2)
+    kernel = maskdsl.compile(window, 32, torch.float16, backend="triton", tune=True)
+    modules = set()
+    for n in (130, 200):
+        q, k, v = (torch.randn(1, 2, n, 32).half() for _ in range(3))
+        kernel(q, k, v)
+        modules |= {x._module for x in tuned_of(kernel.bind(n=n))._chosen.values()}
+    assert len(modules) == 1
+
+
 @pytest.mark.parametrize("damage", ["", "[]", '{"lanes": [128, 64]}', '{"lanes": 3}', "\0"])
 def test_a_damaged_memory_is_measured_anew(measured: list[object], damage: str) -> None:
     q, k, v = (torch.randn(1, 2, 500, 32).half() for _ in range(3))

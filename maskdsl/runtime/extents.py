@@ -21,7 +21,7 @@ def extents_of(
         spaces.append(("queries", program.queries, queries))
     found = dict(_of_inputs(program, inputs))
     lacking = set(_open(program.queries)) | set(_open(program.keys))
-    for what, segments, tokens in spaces:
+    for what, segments, tokens in spaces * 2:  # one may tell what the other lacks
         axes = [a for a in dict.fromkeys(_open(segments)) if a not in found]
         if len(axes) == 1:
             found[axes[0]] = _solve(what, segments, tokens, axes[0], found)

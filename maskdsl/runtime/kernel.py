@@ -116,13 +116,13 @@ class Kernel(Planned, Attention):
     def gradients(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
         lse: torch.Tensor, do: torch.Tensor, grad_lse: torch.Tensor | None, inputs: Tensors,
-        wanted: Sequence[bool],
+        wanted: Sequence[bool], q_offset: int | None,
     ) -> list[torch.Tensor]:  # fmt: skip
         """Those wanted of q, k, v and the inputs."""
         own = self._here(q)
         if own is not self:
-            return own.gradients(q, k, v, out, lse, do, grad_lse, inputs, wanted)
-        call = self._call(q, k, v, inputs, None)
+            return own.gradients(q, k, v, out, lse, do, grad_lse, inputs, wanted, q_offset)
+        call = self._call(q, k, v, inputs, q_offset)
         named = tuple(n for n, w in zip(call.inputs, wanted[3:], strict=True) if w)
         grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
         given_back = (self._turned(out), lse, self._turned(do), grad_lse)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from maskdsl.errors import BindError
 from maskdsl.pattern import Mask, Pattern
+from maskdsl.runtime.boundary import tensor_of
 from maskdsl.runtime.call import attend
 from maskdsl.runtime.compile import compile  # noqa: A004
 from maskdsl.runtime.kernel import Kernel
@@ -31,14 +33,18 @@ class MaskAttention(torch.nn.Module):
         self.head_dim, self.options = head_dim, options
         self._kernels: dict[torch.dtype, Kernel] = {}
         self._held: tuple[str, ...] = tuple(inputs or ())
+        arrays = {a.name: a for a in self.mask.program.inputs}
         for name, x in (inputs or {}).items():
             if name not in self.mask.pattern.inputs:
                 raise BindError(f"{self.mask.pattern.name} has no input '{name}' to hold")
             if isinstance(x, torch.nn.Parameter):
                 self.register_parameter(f"input_{name}", x)
             else:
+                if isinstance(x, np.ndarray):
+                    x = tensor_of(arrays[name], x, torch.device("cpu"))
                 self.register_buffer(f"input_{name}", torch.as_tensor(x), persistent=False)
-        self.kernel(torch.float32)  # what cannot be compiled fails here
+        plain = options.get("template", "plain") == "plain"
+        self.kernel(torch.float32 if plain else torch.bfloat16)  # what is no kernel fails here
 
     def kernel(self, dtype: torch.dtype) -> Kernel:
         """The kernel for tensors of this dtype."""

@@ -6,6 +6,7 @@ from. What a graph names stays alive; else a kernel lives as long as its caller 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from weakref import ref
@@ -55,7 +56,7 @@ class Attends(Protocol):
     def gradients(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
         lse: torch.Tensor, do: torch.Tensor, grad_lse: torch.Tensor | None, inputs: Tensors,
-        wanted: Sequence[bool], /,
+        wanted: Sequence[bool], q_offset: int | None, /,
     ) -> list[torch.Tensor]:  # fmt: skip
         """Of those of q, k, v and the inputs that are wanted."""
 
@@ -66,6 +67,7 @@ class Attends(Protocol):
 
 
 _alive: dict[str, list[ref[Attends]]] = {}  # kernels compiled alike have one name
+_changing = threading.RLock()  # of `_alive`: a kernel may be collected anywhere, also in `register`
 _traced: dict[str, Attends] = {}
 
 _library: Any = torch.library.Library("maskdsl", "DEF")  # type: ignore[no-untyped-call]
@@ -75,7 +77,8 @@ _library.define(
 )
 _library.define(
     "attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor do, "
-    "Tensor? grad_lse, Tensor[] inputs, str kernel, bool[] wanted) -> Tensor[]"
+    "Tensor? grad_lse, Tensor[] inputs, str kernel, bool[] wanted, SymInt? q_offset=None)"
+    " -> Tensor[]"
 )
 attention: Callable[..., Tensors] = torch.ops.maskdsl.attention.default
 attention_backward: Callable[..., list[torch.Tensor]] = torch.ops.maskdsl.attention_backward.default
@@ -83,18 +86,22 @@ attention_backward: Callable[..., list[torch.Tensor]] = torch.ops.maskdsl.attent
 
 def register(name: str, kernel: Attends) -> None:
     """Lets the operator find a kernel for as long as somebody else holds it."""
-    alike = _alive.setdefault(name, [])
+
 
     def forget(gone: ref[Attends]) -> None:
-        alike.remove(gone)
-        if not alike and _alive.get(name) is alike:
-            del _alive[name]
+        with _changing:
+            alike.remove(gone)
+            if not alike and _alive.get(name) is alike:
+                del _alive[name]
 
-    alike.append(ref(kernel, forget))
+    with _changing:
+        alike = _alive.get(name, [])
+        alike.append(ref(kernel, forget))
+        _alive[name] = alike
 
 
 def _find(name: str) -> Attends:
-    for held in _alive.get(name, ()):
+    for held in tuple(_alive.get(name, ())):
         found = held()
         if found is not None:
             return found
@@ -113,10 +120,10 @@ def _forward(
 def _backward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
     do: torch.Tensor, grad_lse: torch.Tensor | None, inputs: list[torch.Tensor], kernel: str,
-    wanted: list[bool],
+    wanted: list[bool], q_offset: int | None = None,
 ) -> list[torch.Tensor]:  # fmt: skip
     found = _find(kernel)
-    return found.gradients(q, k, v, out, lse, do, grad_lse, inputs, wanted)
+    return found.gradients(q, k, v, out, lse, do, grad_lse, inputs, wanted, q_offset)
 
 
 def _fake_forward(
@@ -130,7 +137,7 @@ def _fake_forward(
 def _fake_backward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
     do: torch.Tensor, grad_lse: torch.Tensor | None, inputs: list[torch.Tensor], kernel: str,
-    wanted: list[bool],
+    wanted: list[bool], q_offset: int | None = None,
 ) -> list[torch.Tensor]:  # fmt: skip
     return _find(kernel).empty_gradients((q, k, v), inputs, wanted)
 
@@ -147,7 +154,7 @@ class _Attention(torch.autograd.Function):
             out, lse = attention(q, k, v, inputs, kernel, q_offset)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, out, lse, *inputs)
-        ctx.kernel, ctx.able = kernel, able
+        ctx.kernel, ctx.q_offset, ctx.able = kernel, q_offset, able
         ctx.own = own  # lives until the backward pass
         return out, lse
 
@@ -160,7 +167,9 @@ class _Attention(torch.autograd.Function):
         if (do is None and grad_lse is None) or not any(wanted):
             return (None,) * (4 + len(wanted))
         do = torch.zeros_like(out) if do is None else do
-        found = attention_backward(q, k, v, out, lse, do, grad_lse, inputs, ctx.kernel, wanted)
+        found = attention_backward(
+            q, k, v, out, lse, do, grad_lse, inputs, ctx.kernel, wanted, ctx.q_offset
+        )
         own = iter(found)
         return None, None, None, None, *(next(own) if w else None for w in wanted)
 
@@ -169,9 +178,13 @@ class _Gradients(torch.autograd.Function):
     """The gradients themselves, as a function that cannot be differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, kernel: str, wanted: list[bool], *tensors: torch.Tensor | None) -> Any:
+    def forward(
+        ctx: Any, kernel: str, wanted: list[bool], q_offset: int | None,
+        *tensors: torch.Tensor | None,
+    ) -> Any:  # fmt: skip
+        own, inputs = tensors[:7], list(tensors[7:])
         with torch._C._AutoDispatchBelowAutograd():
-            return tuple(attention_backward(*tensors[:7], list(tensors[7:]), kernel, wanted))
+            return tuple(attention_backward(*own, inputs, kernel, wanted, q_offset))
 
     @staticmethod
     def backward(ctx: Any, *_: torch.Tensor) -> Any:
@@ -213,16 +226,16 @@ def _autograd_forward(
 def _autograd_backward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
     do: torch.Tensor, grad_lse: torch.Tensor | None, inputs: list[torch.Tensor], kernel: str,
-    wanted: list[bool],
+    wanted: list[bool], q_offset: int | None = None,
 ) -> list[torch.Tensor]:  # fmt: skip
     own = _find(kernel)
     if own.composite and not torch.compiler.is_compiling():
-        return own.gradients(q, k, v, out, lse, do, grad_lse, inputs, wanted)
+        return own.gradients(q, k, v, out, lse, do, grad_lse, inputs, wanted, q_offset)
     tensors = (q, k, v, out, lse, do, grad_lse, *inputs)
     if _tracked(*tensors):
-        return list(_apply(_Gradients, kernel, wanted, *tensors))
+        return list(_apply(_Gradients, kernel, wanted, q_offset, *tensors))
     with torch._C._AutoDispatchBelowAutograd():
-        return attention_backward(*tensors[:7], inputs, kernel, wanted)
+        return attention_backward(*tensors[:7], inputs, kernel, wanted, q_offset)
 
 
 def _autocast(
@@ -256,14 +269,14 @@ def _vmap_forward(
 def _vmap_backward(
     info: Any, in_dims: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
     lse: torch.Tensor, do: torch.Tensor, grad_lse: torch.Tensor | None,
-    inputs: list[torch.Tensor], kernel: str, wanted: list[bool],
+    inputs: list[torch.Tensor], kernel: str, wanted: list[bool], q_offset: int | None = None,
 ) -> Any:  # fmt: skip
     places = _find(kernel).batch_dims
     dims = [*in_dims[:7], *in_dims[7]]
     results = [p for p, w in zip([0, 0, 0, *places], wanted, strict=True) if w]
 
     def call(x: list[Any]) -> Tensors:
-        return attention_backward(*x[:7], x[7:], kernel, wanted)
+        return attention_backward(*x[:7], x[7:], kernel, wanted, q_offset)
 
     tensors = [q, k, v, out, lse, do, grad_lse, *inputs]
     found, at = batched(info.batch_size, tensors, dims, [0] * 7 + [*places], call, results)

@@ -11,8 +11,10 @@ import torch
 
 from maskdsl.codegen import Emission
 from maskdsl.errors import BindError, CompileError
+from maskdsl.language.binding import whole
 from maskdsl.pattern import Mask
 from maskdsl.planner import Plan
+from maskdsl.runtime.boundary import Shapes
 from maskdsl.runtime.call import Attention, Pair, Tensors
 from maskdsl.runtime.choices import Choices
 from maskdsl.runtime.extents import extents_of
@@ -37,6 +39,7 @@ class OpenKernel(Kernel):
         self._for_all: Emission | None = None
         self._one: OneForAll | None = None
         self._no_one = f"a {choices.backend} kernel's plan is made for bound extents"
+        Planned.__init__(self, mask, choices)
         Attention.__init__(self, mask, choices, handle_of(mask, choices))
         if choices.backend == "triton":
             self._one_for_all()
@@ -51,7 +54,7 @@ class OpenKernel(Kernel):
         lacking = [a for a in self.mask.open if a not in extents]
         if lacking:
             return OpenKernel(self.mask.bind(**extents), self.choices)
-        key = tuple(extents[a] for a in self.mask.open)
+        key = tuple(whole(a, extents[a], least=1) for a in self.mask.open)
         found = self._kept(key)
         if found is None:
             found = self._keep(key, self._bound(self.mask.bind(**extents)))
@@ -148,16 +151,24 @@ class OpenKernel(Kernel):
     def gradients(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
         lse: torch.Tensor, do: torch.Tensor, grad_lse: torch.Tensor | None, inputs: Tensors,
-        wanted: Sequence[bool],
+        wanted: Sequence[bool], q_offset: int | None,
     ) -> list[torch.Tensor]:  # fmt: skip
         """Those wanted of q, k, v and the inputs."""
         own = self._at(q, k, inputs)
-        return own.gradients(q, k, v, out, lse, do, grad_lse, inputs, wanted)
+        return own.gradients(q, k, v, out, lse, do, grad_lse, inputs, wanted, q_offset)
 
     @property
     def plan(self) -> Plan:
         """Raises BindError: a plan is of bound extents, as `bind` gives."""
-        raise BindError(
-            f"{', '.join(self.mask.open)} stay open, and so does the plan: kernel.bind("
-            f"{', '.join(f'{a}=...' for a in self.mask.open)}).plan is that of bound extents"
+        raise self._open("plan")
+
+    @property
+    def shapes(self) -> Shapes:
+        """Raises BindError, as `plan`."""
+        raise self._open("shapes")
+
+    def _open(self, what: str) -> BindError:
+        return BindError(
+            f"{', '.join(self.mask.open)} stay open, and so does the {what}: kernel.bind("
+            f"{', '.join(f'{a}=...' for a in self.mask.open)}).{what} is that of bound extents"
         )

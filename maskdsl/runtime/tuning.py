@@ -113,7 +113,7 @@ class Tuned:
             assert self._plan_with is not None
             plan = self._plan_with(setting.lanes)
         spec = replace(self.rule.spec, num_warps=setting.num_warps, num_stages=setting.num_stages)
-        return TritonForward(plan, spec, self.rule.scale, self.rule.template)
+        return TritonForward(plan, spec, self.rule.scale, self.rule.template, self.rule.one)
 
 
 def _read(text: str | None) -> Setting | None:
