@@ -7,6 +7,7 @@ import torch
 
 import maskdsl
 from maskdsl.errors import CompileError
+from maskdsl.runtime import one_for_all
 from maskdsl.runtime.open_kernel import OpenKernel
 from maskdsl.runtime.resources import resources
 
@@ -132,6 +133,20 @@ def test_queries_and_keys_of_their_own_lengths() -> None:
         dense = maskdsl.compile(pattern.bind(n=n, m=m, heads=2), 16, backend="reference")
         torch.testing.assert_close(kernel(q, k, v), dense(q, k, v), rtol=1e-5, atol=1e-5)
     assert "m_size" in kernel.source
+
+
+@pytest.mark.parametrize("keep", ["k.m <= q.n + m.size - n.size", "k.m < q.n - 62"])
+def test_queries_past_the_typical_extent(keep: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over keys whose last tile crosses the edge: what no typical query sees there, others may."""
+    monkeypatch.setattr(one_for_all, "TYPICAL", 64)
+    pattern = maskdsl.parse(f"pattern p over (n) -> (m) keep {keep}")
+    kernel = maskdsl.compile(
+        pattern.bind(m=40, heads=2), 16, backend="triton", q_tile=32, kv_tile=16
+    )
+    assert "n_size" in kernel.source
+    q, (k, v) = tensors(130)[0], (x.expand(2, 2, 40, 16) for x in tensors(40)[1:])
+    dense = maskdsl.compile(pattern.bind(n=130, m=40, heads=2), 16, backend="reference")
+    torch.testing.assert_close(kernel(q, k, v), dense(q, k, v), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_axes_that_tokens_do_not_tell() -> None:
         kernel.bind(t=3)
     with pytest.raises(BindError, match="stay open, and so does the plan"):
         _ = kernel.plan
-    with pytest.raises(BindError, match="stay open, and so does the shape"):
+    with pytest.raises(BindError, match="stay open, and so do the shapes: see kernel.bind"):
         maskdsl.simulate(kernel, device="h200")
     with pytest.raises(BindError, match="y must be an int"):
         kernel.bind(y=[4], x=6)

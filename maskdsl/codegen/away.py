@@ -50,7 +50,7 @@ class Away:
         # coordinates that index memory are moved inside, where the pattern may keep them
         self.implied = (
             not indexing
-            and not size
+            and opened is None
             and outside_is_left_out(keep, self.side, names, self.grid, frame.own_sizes)
         )
 

@@ -168,7 +168,8 @@ class OpenKernel(Kernel):
         raise self._open("shapes")
 
     def _open(self, what: str) -> BindError:
+        so = "so do" if what.endswith("s") else "so does"
+        named = f"kernel.bind({', '.join(f'{a}=...' for a in self.mask.open)})"
         return BindError(
-            f"{', '.join(self.mask.open)} stay open, and so does the {what}: kernel.bind("
-            f"{', '.join(f'{a}=...' for a in self.mask.open)}).{what} is that of bound extents"
+            f"{', '.join(self.mask.open)} stay open, and {so} the {what}: see {named}.{what}"
         )
