@@ -109,6 +109,25 @@ def test_decoding(name: str) -> None:
     assert len(keys) == 1
 
 
+@pytest.mark.parametrize("heads", [1, 4])
+def test_decoding_where_scores_read_by_query(heads: int) -> None:
+    """Lanes of heads have no extent of tokens."""
+    pattern = maskdsl.parse(
+        "pattern p over (n) input bias[n, heads]: float keep causal(n) "
+        "score logit + bias[q.n, head] * (q.n - k.n)"
+    )
+    kernel = maskdsl.compile(
+        pattern.bind(heads=heads, kv_heads=1), 16, torch.float16, backend="triton", target="sm_90"
+    )
+    for n in (2, 3, 40):
+        q, (k, v) = tensors(n)[0].half(), (x.half() for x in tensors(n)[1:])
+        q = q[:, :1].repeat(1, heads, 1, 1)[:, :, -1:]
+        bias = torch.rand(n, heads)
+        dense = maskdsl.compile(kernel.bind(n=n).mask, 16, torch.float16, backend="reference")
+        want = dense(q, k, v, bias=bias)
+        torch.testing.assert_close(kernel(q, k, v, bias=bias), want, rtol=2e-3, atol=2e-3)
+
+
 def test_neither_forbidden_keys_nor_other_tiles_are_seen() -> None:
     kernel = open_kernel("window")
     for n in (50, 130):
