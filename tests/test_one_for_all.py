@@ -95,6 +95,22 @@ def test_gradients(name: str) -> None:
         assert [kernel.sources[x] for x in ("dq", "dkv")] == list(*sources)
 
 
+def test_gradients_of_inputs_where_one_kernel_is_of_this_extent_alone() -> None:
+    """Of one token, no index reads a coordinate."""
+    pattern = maskdsl.parse(
+        "pattern p over (n) input bias[n]: float keep causal(n) and k.n < 64 "
+        "score logit + bias[k.n]"
+    )
+    kernel = maskdsl.compile(pattern.bind(heads=2), 16, backend="triton", target="sm_90")
+    for n in (1, 2):
+        bias = torch.zeros(n, requires_grad=True)
+        x = torch.ones(1, 2, n, 16)
+        _, lse = kernel(x, x, x, bias=bias, return_lse=True)
+        (found,) = torch.autograd.grad(lse.sum(), bias)
+        # each of both heads' queries gives its keys a gradient of 1 in all
+        torch.testing.assert_close(found, torch.tensor([[2.0], [3.0, 1.0]][n - 1]))
+
+
 @pytest.mark.parametrize("name", ["causal", "window", "alibi"])
 def test_decoding(name: str) -> None:
     kernel = open_kernel(name)
