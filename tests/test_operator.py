@@ -371,3 +371,15 @@ def test_tensors_on_no_gpu_where_there_is_one(layout: str, monkeypatch: pytest.M
             torch.autograd.grad(x.square().sum(), given, retain_graph=True) for x in (found, want)
         )
         torch.testing.assert_close(of_found, of_want)
+
+
+def test_another_default_device() -> None:
+    """As where a model is made on the meta device, to be loaded later."""
+    given = [x.requires_grad_() for x in tensors()]
+    want = kernel_of("plain")(*given)
+    with torch.device("meta"):
+        module = maskdsl.MaskAttention(kernel_of("plain").mask, 16)
+        found = module(*given)
+        of_found = torch.autograd.grad(found.sum(), given)
+    torch.testing.assert_close(found, want)
+    torch.testing.assert_close(of_found, torch.autograd.grad(want.sum(), given))
