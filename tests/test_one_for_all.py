@@ -170,6 +170,24 @@ def test_queries_and_keys_of_their_own_lengths() -> None:
     assert "m_size" in kernel.source
 
 
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("pattern p(t: bool[n]) over (n) keep t[k.n]", {"t": [True] * 39 + [False]}),
+        ("pattern p over (n) keep near(n, 3 // (65536 - n.size) + 3)", {}),
+        ("pattern p over (n) keep near(n, 2 ** (n.size // 8))", {}),
+    ],
+)
+def test_patterns_of_short_extents_alone(text: str, values: dict[str, object]) -> None:
+    mask = maskdsl.parse(text).bind(heads=2, **values)
+    kernel = maskdsl.compile(mask, 16, backend="triton")
+    with pytest.raises(CompileError, match="extents of 65536 do not fit the pattern"):
+        _ = kernel.source
+    q, k, v = (x.expand(2, 2, 40, 16) for x in tensors(40))
+    dense = maskdsl.compile(mask.bind(n=40), 16, backend="reference")
+    torch.testing.assert_close(kernel(q, k, v), dense(q, k, v), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("keep", ["k.m <= q.n + m.size - n.size", "k.m < q.n - 62"])
 def test_queries_past_the_typical_extent(keep: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over keys whose last tile crosses the edge: what no typical query sees there, others may."""
