@@ -95,6 +95,22 @@ def test_gradients(name: str) -> None:
         assert [kernel.sources[x] for x in ("dq", "dkv")] == list(*sources)
 
 
+def test_gradients_of_inputs_where_one_kernel_is_of_this_extent_alone() -> None:
+    """Of one token, no index reads a coordinate."""
+    pattern = maskdsl.parse(
+        "pattern p over (n) input bias[n]: float keep causal(n) and k.n < 64 "
+        "score logit + bias[k.n]"
+    )
+    kernel = maskdsl.compile(pattern.bind(heads=2), 16, backend="triton", target="sm_90")
+    for n in (1, 2):
+        bias = torch.zeros(n, requires_grad=True)
+        x = torch.ones(1, 2, n, 16)
+        _, lse = kernel(x, x, x, bias=bias, return_lse=True)
+        (found,) = torch.autograd.grad(lse.sum(), bias)
+        # each of both heads' queries gives its keys a gradient of 1 in all
+        torch.testing.assert_close(found, torch.tensor([[2.0], [3.0, 1.0]][n - 1]))
+
+
 @pytest.mark.parametrize("name", ["causal", "window", "alibi"])
 def test_decoding(name: str) -> None:
     kernel = open_kernel(name)
@@ -107,6 +123,25 @@ def test_decoding(name: str) -> None:
         torch.testing.assert_close(step, whole[:, :, n - 1 : n], rtol=1e-5, atol=1e-5)
         keys |= {x.key for x in kernel.bind(n=n)._decode._kernels.values()}  # type: ignore[union-attr]
     assert len(keys) == 1
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_decoding_where_scores_read_by_query(heads: int) -> None:
+    """Lanes of heads have no extent of tokens."""
+    pattern = maskdsl.parse(
+        "pattern p over (n) input bias[n, heads]: float keep causal(n) "
+        "score logit + bias[q.n, head] * (q.n - k.n)"
+    )
+    kernel = maskdsl.compile(
+        pattern.bind(heads=heads, kv_heads=1), 16, torch.float16, backend="triton", target="sm_90"
+    )
+    for n in (2, 3, 40):
+        q, (k, v) = tensors(n)[0].half(), (x.half() for x in tensors(n)[1:])
+        q = q[:, :1].repeat(1, heads, 1, 1)[:, :, -1:]
+        bias = torch.rand(n, heads)
+        dense = maskdsl.compile(kernel.bind(n=n).mask, 16, torch.float16, backend="reference")
+        want = dense(q, k, v, bias=bias)
+        torch.testing.assert_close(kernel(q, k, v, bias=bias), want, rtol=2e-3, atol=2e-3)
 
 
 def test_neither_forbidden_keys_nor_other_tiles_are_seen() -> None:
@@ -133,6 +168,24 @@ def test_queries_and_keys_of_their_own_lengths() -> None:
         dense = maskdsl.compile(pattern.bind(n=n, m=m, heads=2), 16, backend="reference")
         torch.testing.assert_close(kernel(q, k, v), dense(q, k, v), rtol=1e-5, atol=1e-5)
     assert "m_size" in kernel.source
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("pattern p(t: bool[n]) over (n) keep t[k.n]", {"t": [True] * 39 + [False]}),
+        ("pattern p over (n) keep near(n, 3 // (65536 - n.size) + 3)", {}),
+        ("pattern p over (n) keep near(n, 2 ** (n.size // 8))", {}),
+    ],
+)
+def test_patterns_of_short_extents_alone(text: str, values: dict[str, object]) -> None:
+    mask = maskdsl.parse(text).bind(heads=2, **values)
+    kernel = maskdsl.compile(mask, 16, backend="triton")
+    with pytest.raises(CompileError, match="extents of 65536 do not fit the pattern"):
+        _ = kernel.source
+    q, k, v = (x.expand(2, 2, 40, 16) for x in tensors(40))
+    dense = maskdsl.compile(mask.bind(n=40), 16, backend="reference")
+    torch.testing.assert_close(kernel(q, k, v), dense(q, k, v), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("keep", ["k.m <= q.n + m.size - n.size", "k.m < q.n - 62"])

@@ -179,6 +179,26 @@ def test_slopes_forwards_are_refused_or_right() -> None:
     torch.testing.assert_close(slope, near, rtol=1e-2, atol=1e-2)
 
 
+def test_second_derivatives_where_scores_read_inputs() -> None:
+    mask = maskdsl.parse(
+        "pattern p over (n) input slope[heads]: float keep causal(n) "
+        "score logit - slope[head] * (q.n - k.n)"
+    ).bind(n=3)
+    kernel = maskdsl.compile(mask, 2, torch.float64, backend="reference")
+    q, k, v = torch.randn(3, 1, 1, 3, 2, dtype=torch.float64)
+    slope = torch.rand(1, dtype=torch.float64)
+    away = torch.arange(3)[:, None] - torch.arange(3)
+    bias = torch.where(away < 0, -torch.inf, -slope * away)
+
+    def found(q: torch.Tensor) -> Any:
+        return kernel(q, k, v, slope=slope).square().sum()  # type: ignore[union-attr]
+
+    def want(q: torch.Tensor) -> Any:
+        return ((q @ k.mT * 2**-0.5 + bias).softmax(-1) @ v).square().sum()
+
+    torch.testing.assert_close(torch.func.hessian(found)(q), torch.func.hessian(want)(q))
+
+
 def test_exported() -> None:
     module = maskdsl.MaskAttention(kernel_of("plain").mask, 16)
     given = tensors()
@@ -371,3 +391,15 @@ def test_tensors_on_no_gpu_where_there_is_one(layout: str, monkeypatch: pytest.M
             torch.autograd.grad(x.square().sum(), given, retain_graph=True) for x in (found, want)
         )
         torch.testing.assert_close(of_found, of_want)
+
+
+def test_another_default_device() -> None:
+    """As where a model is made on the meta device, to be loaded later."""
+    given = [x.requires_grad_() for x in tensors()]
+    want = kernel_of("plain")(*given)
+    with torch.device("meta"):
+        module = maskdsl.MaskAttention(kernel_of("plain").mask, 16)
+        found = module(*given)
+        of_found = torch.autograd.grad(found.sum(), given)
+    torch.testing.assert_close(found, want)
+    torch.testing.assert_close(of_found, torch.autograd.grad(want.sum(), given))

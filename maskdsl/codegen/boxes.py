@@ -53,7 +53,7 @@ def axes_of(
 ) -> list[Axis]:  # fmt: skip
     """One Axis per axis. home: whether a program holds one tile of this side, and does not walk
     them. indexing: whether coordinates index memory. block: the constant that counts lanes.
-    open_size: the variable with the extent of the only axis, where that is open.
+    open_size: the variable with the extent of the first axis, where that is open.
     """
     if grid.tile.lanes < 16:
         what = "queries" if side == "q" else "keys"
@@ -88,10 +88,11 @@ def axes_of(
             bounds.append(f"{place} < {pitch}" if home else f"{lane_name} < {pitch * step}")
         if start < 0:
             bounds.append(f"{variable} >= 0")
-        if open_size or extent % span or start < 0:
-            end = open_size or (start + extent if wraps else extent)
+        told = open_size if i == 0 else ""
+        if told or extent % span or start < 0:
+            end = told or (start + extent if wraps else extent)
             bounds.append(f"{variable} < {end}")
-        last = f"{open_size} - 1" if open_size else extent - 1
+        last = f"{told} - 1" if told else extent - 1
         clamp = f"tl.minimum({variable}, {last})"
         clamp = f"tl.maximum({clamp}, 0)" if start < 0 else clamp
         found.append(

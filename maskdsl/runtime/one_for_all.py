@@ -9,7 +9,7 @@ from typing import TypeVar
 from maskdsl.codegen import Emission, GradientEmission, Spec
 from maskdsl.codegen.decode import DecodeEmission
 from maskdsl.codegen.opened import Opened
-from maskdsl.errors import CompileError
+from maskdsl.errors import CompileError, MaskError
 from maskdsl.pattern import Mask
 from maskdsl.planner import Plan
 
@@ -33,8 +33,12 @@ class OneForAll:
 
     @property
     def typical(self) -> Mask:
-        """The mask of a likely extent."""
-        return self.mask.bind(**dict.fromkeys(self.mask.open, TYPICAL))
+        """The mask of a likely extent. Raises CompileError where the pattern does not allow it."""
+        try:
+            return self.mask.bind(**dict.fromkeys(self.mask.open, TYPICAL))
+        except MaskError as why:
+            (first, *_) = str(why).splitlines()
+            raise CompileError(f"extents of {TYPICAL} do not fit the pattern: {first}") from why
 
     def forward(self, plan: Plan, spec: Spec) -> Emission | None:
         return self._emission(plan, "q", (spec,), lambda p: Emission(p, spec, self.opened))

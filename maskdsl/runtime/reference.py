@@ -32,6 +32,7 @@ class Reference:
         if queries * keys > MAX_PAIRS:
             raise BindError(f"{queries} x {keys} pairs are too many for the reference backend")
         self.per_head, self.per_batch = varies(program)
+        self._decisive = _decisive(program)
 
     def forward(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         """(out, lse): (batch, heads, queries, value_dim) in q's dtype, (batch, heads, queries) in
@@ -44,7 +45,7 @@ class Reference:
         compute = torch.float64 if q.dtype == torch.float64 else torch.float32
         outs, lses = [], []
         masks: dict[tuple[int, int], torch.Tensor] = {}
-        host = {n: host_array(n, x) for n, x in call.inputs.items()}
+        host = {n: host_array(n, call.inputs[n]) for n in self._decisive}
         for b in range(batch):
             for h in range(heads):
                 key = (b if self.per_batch else 0, h if self.per_head else 0)
@@ -154,6 +155,15 @@ def varies(program: Program) -> tuple[bool, bool]:
     """Whether which keys are kept may differ between heads, and between batch entries."""
     reads = postorder(*(n for b in program.all_blocks for n in (b.keep, b.error)))
     return any(n.op == "head" for n in reads), any(_reads_batch(n) for n in reads)
+
+
+def _decisive(program: Program) -> set[str]:
+    """Names of the inputs that say which keys are kept, or what fails. Others may be tensors
+    without values on the host, as of torch.func.
+    """
+    reads = list(postorder(*(n for b in program.all_blocks for n in (b.keep, b.error))))
+    loads = {n.value.name for n in reads if n.op == "load" and n.value.is_input}
+    return loads | {n.value[0] for n in reads if n.op == "beyond"}
 
 
 def _reads_batch(node: Node) -> bool:

@@ -39,7 +39,7 @@ class Tokens:
     def places(self) -> torch.Tensor:
         """int64 (tokens,)"""
         if isinstance(self.where, slice):
-            return torch.arange(self.where.start, self.where.stop)
+            return torch.arange(self.where.start, self.where.stop, device="cpu")
         return self.where
 
     def on(self, device: torch.device) -> Tokens:

@@ -66,7 +66,7 @@ def _keep_memory() -> None:
     """Once a large block has been freed, the C library keeps blocks up to its size for later
     instead of giving them back to the system, which then clears them anew: half of the time.
     """
-    torch.empty(30 * 2**20, dtype=torch.uint8)
+    torch.empty(30 * 2**20, dtype=torch.uint8, device="cpu")
 
 
 def _pool(size: int) -> ThreadPoolExecutor:

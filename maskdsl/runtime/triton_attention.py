@@ -38,9 +38,21 @@ class TritonAttention:
         found = self._kernels.get((name, wanted))
         if found is None:
             plan = self._plan_of(name)
-            found = TritonGradient(name, plan, self.spec, self.scale, wanted, self.one)
+            one = self._one_of_both(wanted)
+            found = TritonGradient(name, plan, self.spec, self.scale, wanted, one)
             self._kernels[name, wanted] = found
         return found
+
+    def _one_of_both(self, wanted: tuple[str, ...]) -> OneForAll | None:
+        """What emits the backward kernels. Which of the two adds to an input's gradient is decided
+        by its index, which bound extents may make simpler: so both are of all extents, or neither.
+        """
+        if self.one is None or not wanted:
+            return self.one
+        for name in ("dq", "dkv"):
+            if self.one.gradient(name, self._plan_of(name), self.rule.spec, wanted) is None:
+                return None
+        return self.one
 
     def gradients(
         self, call: Call, out: torch.Tensor, lse: torch.Tensor, do: torch.Tensor,
