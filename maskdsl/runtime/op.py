@@ -87,7 +87,6 @@ attention_backward: Callable[..., list[torch.Tensor]] = torch.ops.maskdsl.attent
 def register(name: str, kernel: Attends) -> None:
     """Lets the operator find a kernel for as long as somebody else holds it."""
 
-
     def forget(gone: ref[Attends]) -> None:
         with _changing:
             alike.remove(gone)
