@@ -51,17 +51,20 @@ class Kernel(Planned, Attention):
         self, mask: Mask, choices: Choices, plan_now: bool = True, one: OneForAll | None = None
     ) -> None:
         Planned.__init__(self, mask, choices)
-        program = mask.program
-        c = choices
-        _, queries, keys = mask.shape
-        self.shapes = Shapes(
-            program.heads, program.kv_heads, queries, keys, c.head_dim, c.value_dim, c.dtype,
-            c.layout,
-        )  # fmt: skip
         self._one = one
         Attention.__init__(self, mask, choices, handle_of(mask, choices))
         if plan_now:
             _ = self._run
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Of the tensors that calls give."""
+        program, c = self.mask.program, self.choices
+        _, queries, keys = self.mask.shape
+        return Shapes(
+            program.heads, program.kv_heads, queries, keys, c.head_dim, c.value_dim, c.dtype,
+            c.layout,
+        )  # fmt: skip
 
     @cached_property
     def _run(self) -> Runs:
