@@ -163,7 +163,7 @@ class OpenKernel(Kernel):
         raise self._open("plan")
 
     @property
-    def shapes(self) -> Shapes:  # type: ignore[override]
+    def shapes(self) -> Shapes:
         """Raises BindError, as `plan`."""
         raise self._open("shapes")
 

@@ -1,7 +1,7 @@
 """Attention of the tiles of one strip, one after the other, as one call.
 
 The functions are scripted, so that cores which run them do not wait for each other at Python's
-lock between operations; where torch cannot script them they run as they are.
+lock between operations; where torch has no script they run as they are.
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def scripted(function: F) -> F:
+    """In TorchScript, which torch 2.13 calls deprecated; as it is where there is none."""
+    script = getattr(torch.jit, "script", None)
+    if script is None:
+        return function
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        found: F = torch.jit.script(function)
+        found: F = script(function)
     return found
 
 
