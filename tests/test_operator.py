@@ -96,6 +96,16 @@ def test_compiled(name: str, backend: str) -> None:
     torch.testing.assert_close(of_found, of_want)
 
 
+def test_a_logit_that_counts_for_nothing_has_a_gradient_of_zero() -> None:
+    mask = maskdsl.parse("pattern p over (n) keep causal(n) score 1.0").bind(n=TOKENS)
+    for backend in ("torch", "reference"):
+        kernel = maskdsl.compile(mask, 16, backend=backend)
+        given = [x[:, :1].clone().requires_grad_() for x in tensors()]
+        run = torch.compile(kernel.__call__, fullgraph=True, backend="aot_eager")
+        dq, dk, dv = torch.autograd.grad(run(*given).sum(), given)
+        assert not dq.any() and not dk.any() and dv.any()
+
+
 def test_one_graph_for_every_position() -> None:
     kernel = kernel_of("plain")
     q, k, v = tensors()

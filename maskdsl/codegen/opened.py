@@ -40,7 +40,7 @@ class Opened:
 
     @property
     def keep(self) -> Node:
-        return self.program.blocks[0][0].keep
+        return self.block.keep
 
     def size(self, side: str) -> str:
         """The variable with the extent of a side's axis; "" where it is bound."""
@@ -56,8 +56,7 @@ class Opened:
     @cached_property
     def lowered(self) -> Lowered:
         """The expressions, of coordinates up to `LONGEST` and of sizes that the kernel is told."""
-        block = self.program.blocks[0][0]
-        roots = [block.keep, block.score, self.program.sink]
+        roots = [self.keep, self.block.score, self.program.sink]
         keep, score, sink = (None if r is None else bounded(r) for r in roots)
         assert keep is not None
         return lowered(((keep,),), ((score,),), sink, self.program.heads)

@@ -130,7 +130,10 @@ class Kernel(Planned, Attention):
         grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
         given_back = (self._turned(out), lse, self._turned(do), grad_lse)
         found = self._run.gradients(call, *given_back, named)
-        results = [self._turned(x) for x in found[:3] if x is not None]
+        results = [
+            torch.zeros_like(given) if x is None else self._turned(x)
+            for x, given in zip(found[:3], (q, k, v), strict=True)
+        ]
         for x, given in zip(found[3:], inputs, strict=True):
             zeros = given.new_zeros(given.shape) if x is None else x.to(given.dtype)
             results.append(zeros.contiguous())
