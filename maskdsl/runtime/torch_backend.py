@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ import torch
 from maskdsl.errors import PlanError
 from maskdsl.planner.boxes import EMPTY, FULL
 from maskdsl.planner.plan import Plan
+from maskdsl.runtime import native_attention
 from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.failures import raise_at_call
 from maskdsl.runtime.groups import OPEN_SHAPE, Group, Grouping
 from maskdsl.runtime.input_tiles import InputTiles, Visits
+from maskdsl.runtime.native_strips import Piece
 from maskdsl.runtime.sink_gradients import add_sink
 from maskdsl.runtime.torch_backward import Given, Gradients, KeySums, add_gradients
 from maskdsl.runtime.torch_forward import attend
@@ -43,6 +45,28 @@ class Line:
     even: tuple[bool, ...]
 
 
+class Lines:
+    """Of one head class."""
+
+    def __init__(self, lines: Sequence[Line], scored: bool) -> None:
+        self.all = lines
+        self._scored = scored
+
+    @property
+    def queries(self) -> int:
+        return sum(s.queries.count for line in self.all for s in line.strips)
+
+    @cached_property
+    def compiled(self) -> native_attention.Strips:
+        """As the compiled part takes them."""
+        pieces = [
+            Piece(line.group, strip, even)
+            for line in self.all
+            for strip, even in zip(line.strips, line.even, strict=True)
+        ]
+        return native_attention.laid_out(pieces, self._scored)
+
+
 class TorchBackend:
     """Attention under one plan, and its gradients. scale: of the products."""
 
@@ -57,10 +81,7 @@ class TorchBackend:
             None if g.varies and self._tiles else self._lines(g.planned()) for g in self._groupings
         ]
         queries = self.program.query_tokens
-        self._whole = all(
-            lines is not None and sum(s.queries.count for x in lines for s in x.strips) == queries
-            for lines in self._planned
-        )
+        self._whole = all(x is not None and x.queries == queries for x in self._planned)
 
     def forward(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         """(out, lse): (batch, heads, queries, value_dim) in q's dtype; (batch, heads, queries) in
@@ -78,10 +99,10 @@ class TorchBackend:
             for walk, lines in walks:
                 o, l = walk.heads.queries(out[b]), walk.heads.queries(lse[b])
                 own = None if sink is None else sink[walk.heads.heads]
-                at_once = workers(walk.q.device)
-                tasks = _forward_tasks(walk, lines, own, o, l)
-                count = len(walk.heads.kv) * sum(len(x.strips) for x in lines)
-                run_all(tasks, at_once if count >= at_once else 1)
+                if self._compiled(call):
+                    native_attention.attend(walk, lines.compiled, own, o, l)
+                else:
+                    _attend_all(walk, lines.all, own, o, l)
                 walk.heads.put(out[b], o)
                 walk.heads.put(lse[b], l)
         return out, lse
@@ -103,31 +124,31 @@ class TorchBackend:
             add_sink(inputs, self.program, call, b, lse[b], delta)
             for walk, lines in walks:
                 heads = walk.heads
-                given = [heads.queries(x) for x in (do[b], lse[b], delta)]
+                given = Given(*(heads.queries(x) for x in (do[b], lse[b], delta)))
                 own_dq = heads.queries(dq[b])
-                at_once = 1 if wanted else workers(walk.q.device)  # inputs have one sum
-                parts, tasks = [], []
-                for part, one in walk.split(at_once):
-                    sums = KeySums(one.k, compute), KeySums(one.v, compute)
-                    parts.append(Gradients(own_dq[part], sums[0], sums[1], inputs))
-                    own_given = Given(*(x[part] for x in given))
-                    tasks.append(partial(_differentiate, one, lines, own_given, parts[-1]))
-                run_all(tasks, len(tasks))
+                if self._compiled(call) and not (wanted and self._scores.any):
+                    sums = [x.new_zeros(x.shape, dtype=compute) for x in (walk.k, walk.v)]
+                    native_attention.differentiate(walk, lines.compiled, given, own_dq, *sums)
+                else:
+                    sums = _differentiate_all(walk, lines.all, given, own_dq, inputs)
                 heads.put(dq[b], own_dq)
-                heads.add(dk[b], torch.cat([x.dk.total() for x in parts]))
-                heads.add(dv[b], torch.cat([x.dv.total() for x in parts]))
+                heads.add(dk[b], sums[0])
+                heads.add(dv[b], sums[1])
         found = [x.to(g.dtype) for x, g in zip((dq, dk, dv), named, strict=True)]
         return [*found, *(inputs.of(n) for n in call.inputs)]
+
+    def _compiled(self, call: Call) -> bool:
+        return self._scores.only_add and native_attention.serves(call.q)
 
     def _blank(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
         """For what rows write: zeros where some queries may lie in no row."""
         return like.new_empty(shape) if self._whole else like.new_zeros(shape)
 
-    def _walks(self, call: Call) -> Iterator[tuple[int, list[tuple[Walk, Sequence[Line]]]]]:
+    def _walks(self, call: Call) -> Iterator[tuple[int, list[tuple[Walk, Lines]]]]:
         """Per batch entry, its head classes with the lines to walk."""
         visits = self._tiles(call.inputs, call.q.shape[0]) if self._tiles else None
         classes = list(enumerate(self.plan.head_classes))
-        decided: dict[int, tuple[torch.Tensor, Sequence[Line]]] = {}
+        decided: dict[int, tuple[torch.Tensor, Lines]] = {}
         for b in range(call.q.shape[0]):
             found = []
             for i, c in classes:
@@ -142,7 +163,7 @@ class TorchBackend:
                 found.append((walk, lines))
             yield b, found
 
-    def _decided(self, number: int, visits: Visits, kinds: torch.Tensor) -> Sequence[Line]:
+    def _decided(self, number: int, visits: Visits, kinds: torch.Tensor) -> Lines:
         """The lines of a head class where a call decides the kinds of tiles, int8 (pairs,)."""
         seen = kinds != EMPTY
         row, tile, kind = (
@@ -151,13 +172,22 @@ class TorchBackend:
         shape = np.where(kind == FULL, -1, OPEN_SHAPE)
         return self._lines(self._groupings[number].groups(row, tile, shape))
 
-    def _lines(self, groups: list[Group]) -> Sequence[Line]:
+    def _lines(self, groups: list[Group]) -> Lines:
         found = []
         for group in map(together, groups):
             strips = tuple(strips_of(group))
             alike = [self._scores.alike and even(group, s, self.program) for s in strips]
             found.append(Line(group, strips, tuple(alike)))
-        return found
+        return Lines(found, self._scores.any)
+
+
+def _attend_all(
+    walk: Walk, lines: Sequence[Line], sink: torch.Tensor | None,
+    out: torch.Tensor, lse: torch.Tensor,
+) -> None:  # fmt: skip
+    at_once = workers(walk.q.device)
+    count = len(walk.heads.kv) * sum(len(x.strips) for x in lines)
+    run_all(_forward_tasks(walk, lines, sink, out, lse), at_once if count >= at_once else 1)
 
 
 def _forward_tasks(
@@ -180,6 +210,21 @@ def _attend(
     sink: torch.Tensor | None, out: torch.Tensor, lse: torch.Tensor,
 ) -> None:  # fmt: skip
     attend(Laid(walk, group, strip, masks, alike), sink, out, lse)
+
+
+def _differentiate_all(
+    walk: Walk, lines: Sequence[Line], given: Given, dq: torch.Tensor, inputs: InputGradients
+) -> list[torch.Tensor]:
+    """Gradients of the walk's keys and values."""
+    parts, tasks = [], []
+    # inputs have one sum
+    for part, one in walk.split(1 if inputs.wanted else workers(walk.q.device)):
+        sums = KeySums(one.k, walk.dtype), KeySums(one.v, walk.dtype)
+        parts.append(Gradients(dq[part], sums[0], sums[1], inputs))
+        own = Given(given.do[part], given.lse[part], given.delta[part])
+        tasks.append(partial(_differentiate, one, lines, own, parts[-1]))
+    run_all(tasks, len(tasks))
+    return [torch.cat(x) for x in zip(*((p.dk.total(), p.dv.total()) for p in parts), strict=True)]
 
 
 def _differentiate(walk: Walk, lines: Sequence[Line], given: Given, found: Gradients) -> None:

@@ -103,6 +103,22 @@ def strips_of(group: Group) -> list[Strip]:
     return found
 
 
+def cut(strip: Strip, most: int) -> list[Strip]:
+    """The strip in pieces of at most so many rows each."""
+    if strip.rows <= most:
+        return [strip]
+    queries, keys = (x.places.numpy() for x in (strip.queries, strip.keys))
+    size, found = len(queries) // strip.rows, []
+    for first in range(0, strip.rows, most):
+        rows = min(most, strip.rows - first)
+        own = keys[first * strip.step : (first + rows - 1) * strip.step + strip.length]
+        own_queries = queries[first * size : (first + rows) * size]
+        found.append(
+            replace(strip, queries=Tokens.of(own_queries), keys=Tokens.of(own), rows=rows)
+        )
+    return found
+
+
 def _strip(group: Group, rows: list[int], step: int) -> Strip:
     queries = group.queries[rows][:, None] + group.query_offsets
     first = group.tokens(rows[0])

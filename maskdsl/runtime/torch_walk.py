@@ -158,6 +158,10 @@ class Laid:
                     flat = slice(h * rows + i, (end - 1) * rows + i + 1, rows)
                     yield Part(slice(h, end), slice(i, i + 1, 1), flat)
 
+    def whole(self, rows: int) -> Part:
+        """The first rows of all heads."""
+        return Part(slice(None), slice(0, rows, 1), slice(None))
+
     def window(self, x: torch.Tensor, part: Part, columns: slice) -> torch.Tensor:
         """(..., count, keys, dim) of keys, values or their gradients, from (..., kv heads, strip
         keys, dim): a view.
@@ -219,9 +223,8 @@ class Laid:
         """What scores add to logits, the same in all rows: (keys, (kv heads, heads each, queries,
         keys)).
         """
-        part = Part(slice(None), slice(0, 1, 1), slice(None))
         columns = slice(0, self.strip.length)
-        found = self.walk.scores.added(self.pairs(part, columns), self.walk.space)
+        found = self.walk.scores.added(self.pairs(self.whole(1), columns), self.walk.space)
         shape = (self.shape[0], 1, self.walk.each, self.size)
         return [(at, x.expand(*shape, at.stop - at.start)[:, 0]) for at, x in found]
 

@@ -1,0 +1,50 @@
+// What a call gives, as `native_strips.py` lays it out.
+
+constexpr int AHEAD = 16;  // ones before the first bit of a mask
+
+struct Mask {  // of the keys of a row from `first` to `end`
+    int64_t first, end;
+    const uint8_t* bits;  // of each query: AHEAD ones, whether it keeps each key, 48 ones
+    int64_t head, row, each, query;  // bytes from one to the next
+};
+
+struct Strip {  // row i of queries sees the keys of the strip from i * step on
+    int64_t rows, size, step, length;  // size: queries of a row; length: keys of a row
+    int64_t query;                     // the first, where `queries` is null
+    const int64_t* queries;
+    int64_t key, keys;  // the first, where `key_at` is null; how many
+    const int64_t* key_at;
+    int64_t masks;
+    const Mask* mask;
+};
+
+struct Added {  // to the logits of a row's keys from `first` to `end`
+    int64_t first, end;
+    const float* values;
+    int64_t head, row, each, query;  // strides in numbers
+};
+
+struct Addition {  // of one strip
+    int64_t count;
+    const Added* added;
+};
+
+struct Tensor {  // (heads of keys, heads each, tokens, dim), strides in elements
+    void* data;
+    int64_t head, each, token;
+};
+
+struct Call {
+    int64_t each, dim, value_dim;
+    double scale;
+    Tensor q, k, v, out, lse;
+    const float* sink;  // (heads of keys, heads each), or null
+    Tensor d_out, delta, dq, dk, dv;  // dk, dv: sums, in float
+    const Strip* strips;
+    const Addition* additions;  // of each strip, or null
+};
+
+template <class T>
+T* row_of(const Tensor& x, int64_t head, int64_t each, int64_t token) {
+    return static_cast<T*>(x.data) + head * x.head + each * x.each + token * x.token;
+}

@@ -1,0 +1,241 @@
+// Attention of one row of a strip, some queries at a time, block of keys by block of keys.
+
+constexpr int QUERIES = 64;  // at a time
+static_assert(QUERIES % ROWS == 0, "tiles fill blocks");
+
+template <class T>
+struct Row {
+    const Call& call;
+    const int64_t head;
+    const bool backward;
+    const int64_t dim, value_dim;  // filled up
+    const Strip* strip = nullptr;
+    const Addition* addition = nullptr;
+    int64_t row = 0, begin = 0, count = 0;  // begin, count: which of its queries
+    float *q = nullptr, *s = nullptr, *out = nullptr;
+    float *ds = nullptr, *d_out = nullptr, *dq = nullptr;
+    float top[QUERIES], total[QUERIES];     // forward
+    float limit[QUERIES], delta[QUERIES];   // backward; limit: the log-sum-exp in powers of 2
+
+    Row(const Call& given, int64_t which, bool both)
+        : call(given), head(which), backward(both), dim(up(given.dim, UNIT)),
+          value_dim(up(given.value_dim, UNIT)) {}
+
+    void take(Memory& m) {
+        q = m.take(QUERIES * dim);
+        s = m.take(QUERIES * PITCH);
+        out = m.take(QUERIES * value_dim);
+        if (!backward) return;
+        ds = m.take(QUERIES * PITCH);
+        d_out = m.take(QUERIES * value_dim);
+        dq = m.take(QUERIES * dim);
+    }
+
+    void walk(const Keys<T>& keys) {
+        int64_t queries = strip->size * call.each;
+        for (row = 0; row < strip->rows; row++)
+            for (begin = 0; begin < queries; begin += QUERIES) {
+                count = queries - begin < QUERIES ? queries - begin : QUERIES;
+                if (backward) {
+                    differentiate(keys);
+                } else {
+                    attend(keys, false);
+                    if (!finite(out, value_dim)) attend(keys, true);
+                }
+            }
+    }
+
+  private:
+    int64_t each(int64_t j) const { return (begin + j) / strip->size; }
+    int64_t place(int64_t j) const { return (begin + j) % strip->size; }
+    int64_t token(int64_t j) const {
+        int64_t at = row * strip->size + place(j);
+        return strip->queries ? strip->queries[at] : strip->query + at;
+    }
+    int64_t padded() const { return up(count, ROWS); }
+
+    bool finite(const float* x, int64_t width) const {
+        float nothing = 0;  // times infinity it is NaN
+        for (int64_t i = 0; i < count * width; i++) nothing += 0 * x[i];
+        return nothing == 0;
+    }
+
+    // Rows of a tensor in float, those past the last query zero.
+    void load_rows(const Tensor& x, int64_t own_dim, int64_t width, float scale, float* to) {
+        __builtin_memset(to, 0, 4 * padded() * width);
+        for (int64_t j = 0; j < count; j++) {
+            const T* from = row_of<T>(x, head, each(j), token(j));
+            for (int64_t c = 0; c < own_dim; c++) to[j * width + c] = wide(from[c]) * scale;
+        }
+    }
+
+    // Whether all queries keep the keys of a granule, the first of which is the row's key `at`.
+    bool open(int64_t at) const {
+        bool found = at >= 0 && at + LANES <= strip->length;
+        for (int64_t i = 0; i < strip->masks; i++)
+            found &= at + LANES <= strip->mask[i].first || at >= strip->mask[i].end;
+        return found;
+    }
+
+    // Which keys of a granule a query keeps.
+    uint32_t kept(int64_t at, int64_t j) const {
+        uint32_t bits = (1u << LANES) - 1;
+        if (at < 0) bits &= ~0u << -at;
+        if (at + LANES > strip->length) bits &= (1u << (strip->length - at)) - 1;
+        for (int64_t i = 0; i < strip->masks; i++) {
+            const Mask& m = strip->mask[i];
+            if (at + LANES <= m.first || at >= m.end) continue;
+            int64_t bit = at - m.first + AHEAD;
+            const uint8_t* bits_of = m.bits + head * m.head + row * m.row + each(j) * m.each +
+                                     place(j) * m.query;
+            uint32_t word;
+            __builtin_memcpy(&word, bits_of + bit / 8, 4);
+            bits &= word >> bit % 8;
+        }
+        return bits;
+    }
+
+    // Logits of a granule and what scores add to them.
+    Floats scored(Floats x, int64_t at, int64_t j) const {
+        for (int64_t i = 0; i < addition->count; i++) {
+            const Added& a = addition->added[i];
+            if (at + LANES <= a.first || at >= a.end) continue;
+            const float* values =
+                a.values + head * a.head + row * a.row + each(j) * a.each + place(j) * a.query;
+            if (at >= a.first && at + LANES <= a.end) {
+                x += load(values + (at - a.first));
+                continue;
+            }
+            for (int n = 0; n < LANES; n++)
+                if (at + n >= a.first && at + n < a.end) x[n] += values[at + n - a.first];
+        }
+        return x;
+    }
+
+    // use(first key of the block, granules, first key by the row's count, its keys in the block).
+    template <class F>
+    void each_block(const Keys<T>& keys, F use) {
+        int64_t start = row * strip->step + (strip->key_at ? 0 : strip->key - keys.places.first);
+        int64_t end = start + strip->length;
+        for (int64_t first = start / LANES * LANES; first < end; first += BLOCK) {
+            int64_t from = first > start ? first : start;
+            int64_t to = first + BLOCK < end ? first + BLOCK : end;
+            use(first, up(to - first, LANES) / LANES, first - start, from, to);
+        }
+    }
+
+    // skip: values may be infinite or NaN where nobody looks.
+    void attend(const Keys<T>& keys, bool skip) {
+        load_rows(call.q, call.dim, dim, float(call.scale), q);
+        __builtin_memset(out, 0, 4 * padded() * value_dim);
+        for (int64_t j = 0; j < count; j++) top[j] = -INFINITE, total[j] = 0;
+        each_block(keys, [&](int64_t first, int64_t granules, int64_t at, int64_t from, int64_t to) {
+            block_logits(q, padded(), keys.k + first * dim, granules, dim, s);
+            weigh(granules, at);
+            add_product({s + from - first, PITCH, 1}, keys.v_rows.from(from), keys.v_rows.pitch,
+                        to - from, out, skip ? count : padded(), value_dim, value_dim, skip);
+        });
+        for (int64_t j = 0; j < count; j++) finish(j);
+    }
+
+    // The online softmax of Milakov and Gimelshein, arXiv 1805.02867: logits become weights.
+    void weigh(int64_t granules, int64_t at) {
+        bool all[BLOCK / LANES];
+        for (int64_t g = 0; g < granules; g++) all[g] = open(at + g * LANES);
+        for (int64_t j = 0; j < count; j++) {
+            float* own = s + j * PITCH;
+            Floats most = Floats{} - INFINITE;
+            for (int64_t g = 0; g < granules; g++) {
+                Floats x = load(own + g * LANES);
+                if (addition) x = scored(x, at + g * LANES, j);
+                if (!all[g]) x = where(kept(at + g * LANES, j), x, -INFINITE);
+                if (addition || !all[g]) store(own + g * LANES, x);
+                most = x > most ? x : most;
+            }
+            float old = top[j], now = greatest(most);
+            now = now > old ? now : old;
+            float off = now == -INFINITE ? 0 : now * LOG2E;
+            Floats weights = {};
+            for (int64_t g = 0; g < granules; g++) {
+                Floats p = exp2(load(own + g * LANES) * LOG2E - off);
+                store(own + g * LANES, p);
+                weights += p;
+            }
+            if (now > old) {
+                float less = old == -INFINITE ? 0 : __builtin_exp2f((old - now) * LOG2E);
+                total[j] *= less;
+                for (int64_t c = 0; c < value_dim; c += LANES) {
+                    float* to = out + j * value_dim + c;
+                    store(to, load(to) * less);
+                }
+            }
+            total[j] += sum(weights);
+            top[j] = now;
+        }
+    }
+
+    void finish(int64_t j) {
+        int64_t e = each(j), t = token(j);
+        bool nothing = total[j] == 0;
+        float lse = nothing ? -INFINITE : top[j] + __builtin_logf(total[j]);
+        float share = nothing ? 1 : 1 / total[j];
+        if (call.sink) {
+            float sink = call.sink[head * call.each + e];
+            float more = lse > sink ? lse : sink, less = lse > sink ? sink : lse;
+            float both = less == -INFINITE ? more : more + __builtin_log1pf(__builtin_expf(less - more));
+            if (!nothing) share *= __builtin_expf(lse - both);
+            lse = both;
+        }
+        T* to = row_of<T>(call.out, head, e, t);
+        for (int64_t c = 0; c < call.value_dim; c++) put(to + c, out[j * value_dim + c] * share);
+        *row_of<float>(call.lse, head, e, t) = lse;
+    }
+
+    void differentiate(const Keys<T>& keys) {
+        load_rows(call.q, call.dim, dim, float(call.scale), q);
+        load_rows(call.d_out, call.value_dim, value_dim, 1, d_out);
+        for (int64_t j = 0; j < count; j++) {
+            float lse = *row_of<float>(call.lse, head, each(j), token(j));
+            limit[j] = lse == -INFINITE ? INFINITE : lse * LOG2E;  // without keys there are no weights
+            delta[j] = *row_of<float>(call.delta, head, each(j), token(j));
+        }
+        bool skip = !keys.finite || !finite(q, dim) || !finite(d_out, value_dim);
+        __builtin_memset(dq, 0, 4 * padded() * dim);
+        each_block(keys, [&](int64_t first, int64_t granules, int64_t at, int64_t from, int64_t to) {
+            block_logits(q, padded(), keys.k + first * dim, granules, dim, s);
+            block_logits(d_out, padded(), keys.v + first * value_dim, granules, value_dim, ds);
+            slopes(granules, at);
+            Matrix by_query = {ds + from - first, PITCH, 1}, by_key = {ds + from - first, 1, PITCH};
+            add_product({s + from - first, 1, PITCH}, d_out, value_dim, count, keys.dv.from(from),
+                        to - from, keys.dv.pitch, value_dim, skip);
+            add_product(by_key, q, dim, count, keys.dk.from(from), to - from, keys.dk.pitch, dim,
+                        skip);
+            add_product(by_query, keys.k_rows.from(from), keys.k_rows.pitch, to - from, dq,
+                        skip ? count : padded(), dim, dim, skip);
+        });
+        for (int64_t j = 0; j < count; j++) {
+            T* to = row_of<T>(call.dq, head, each(j), token(j));
+            for (int64_t c = 0; c < call.dim; c++) put(to + c, dq[j * dim + c] * float(call.scale));
+        }
+    }
+
+    // Logits become weights, and gradients of weights those of logits.
+    void slopes(int64_t granules, int64_t at) {
+        for (int64_t g = 0; g < granules; g++) {
+            bool all = open(at + g * LANES);
+            for (int64_t j = 0; j < count; j++) {
+                float *own = s + j * PITCH + g * LANES, *own_ds = ds + j * PITCH + g * LANES;
+                Floats x = load(own);
+                if (addition) x = scored(x, at + g * LANES, j);
+                Floats p = exp2(x * LOG2E - limit[j]);
+                Floats d = p * (load(own_ds) - delta[j]);
+                if (!all) {
+                    uint32_t bits = kept(at + g * LANES, j);
+                    p = where(bits, p, 0), d = where(bits, d, 0);
+                }
+                store(own, p);
+                store(own_ds, d);
+            }
+        }
+    }
+};

@@ -1,0 +1,65 @@
+// Attention along strips of keys, forward and backward, on one core of a CPU: what the torch backend
+// runs where there is a C++ compiler. Compiled for one type of numbers, TYPE, and one machine.
+//
+// Keys are packed into granules of LANES keys, so that a product of a few queries with a few granules
+// stays in registers. Softmax is online, over blocks of keys whose logits stay in the cache.
+
+#include <stdint.h>
+
+namespace {
+#include "numbers.h"
+#include "products.h"
+#include "call.h"
+#include "keys.h"
+#include "row.h"
+
+template <class T>
+int run(const Call& call, int64_t head, int64_t first, int64_t end, bool backward) {
+    int64_t low = INT64_MAX, high = 0;  // of keys that strips take as they lie
+    for (int64_t i = first; i < end; i++) {
+        const Strip& x = call.strips[i];
+        if (x.key_at) continue;
+        low = x.key < low ? x.key : low;
+        high = x.key + x.keys > high ? x.key + x.keys : high;
+    }
+    Row<T> row(call, head, backward);
+    Memory memory;
+    char* all = nullptr;
+    for (bool known = false;; known = true) {  // first how much memory, then the work
+        memory.used = 0;
+        row.take(memory);
+        Keys<T> slices;
+        if (low < high) slices.take(memory, call, head, {low, nullptr, high - low}, backward);
+        int64_t used = memory.used, most = used;
+        for (int64_t i = first; i < end; i++) {
+            row.strip = call.strips + i;
+            row.addition = call.additions ? call.additions + i : nullptr;
+            memory.used = used;
+            Keys<T> own = slices;
+            if (row.strip->key_at)
+                own.take(memory, call, head, {0, row.strip->key_at, row.strip->keys}, backward);
+            most = memory.used > most ? memory.used : most;
+            if (!known) continue;
+            row.walk(own);
+            if (backward && row.strip->key_at) own.give(call, head);
+        }
+        if (known) {
+            if (backward && low < high) slices.give(call, head);
+            __builtin_free(all);
+            return 0;
+        }
+        all = static_cast<char*>(__builtin_malloc(most + 64));
+        if (!all) return 1;
+        memory.all = all + (64 - reinterpret_cast<uintptr_t>(all) % 64);
+    }
+}
+}  // namespace
+
+// One head of keys along the strips from `first` to `end`. Gives 0, or 1 where memory has run out.
+extern "C" int maskdsl_forward(const Call* call, int64_t head, int64_t first, int64_t end) {
+    return run<TYPE>(*call, head, first, end, false);
+}
+
+extern "C" int maskdsl_backward(const Call* call, int64_t head, int64_t first, int64_t end) {
+    return run<TYPE>(*call, head, first, end, true);
+}

@@ -1,0 +1,168 @@
+"""Strips of the torch backend by its compiled part: forward and backward, head by head, each on a
+core of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from maskdsl.runtime.native_library import library
+from maskdsl.runtime.native_strips import (
+    CAdded,
+    CAddition,
+    CCall,
+    CMask,
+    CStrip,
+    CTensor,
+    Piece,
+    Strips,
+    packed,
+)
+from maskdsl.runtime.torch_backward import Given
+from maskdsl.runtime.torch_masks import Masks
+from maskdsl.runtime.torch_pairs import Pairs
+from maskdsl.runtime.torch_strips import cut
+from maskdsl.runtime.torch_walk import Laid, Walk
+from maskdsl.runtime.torch_workers import run_all, workers
+
+HELD = 2**26  # bytes of numbers and masks that a call decides
+PAIRS = 2**21  # of a strip that a call decides something for: worked out at once
+SHARES = 4  # of the work, for each core, where heads alone do not share it evenly
+
+X = TypeVar("X")
+Prepared = tuple[int, int, ctypes.Array[CStrip], "ctypes.Array[CAddition] | None"]
+
+
+class Held:
+    """What the compiled part is given pointers to, until it has run. bytes: of arrays."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._all: list[object] = []
+
+    def __call__(self, x: X) -> X:
+        self._all.append(x)
+        self.bytes += int(getattr(x, "nbytes", 0))
+        return x
+
+
+def serves(x: torch.Tensor) -> bool:
+    """Whether tensors like x can run compiled on this machine."""
+    return x.device.type == "cpu" and library(x.dtype) is not None
+
+
+def laid_out(strips: Sequence[Piece], scored: bool) -> Strips:
+    """Strips, cut where a call works out something for each of their rows."""
+    found = []
+    for group, strip, even in strips:
+        rows = strip.rows
+        if group.decided or (scored and not even):
+            rows = max(1, PAIRS // (len(group.query_offsets) * strip.length))
+        found += [Piece(group, x, even) for x in cut(strip, rows)]
+    return Strips(found)
+
+
+def attend(
+    walk: Walk, strips: Strips, sink: torch.Tensor | None, out: torch.Tensor, lse: torch.Tensor
+) -> None:
+    """Write the rows of strips, as `torch_forward.attend` does."""
+    call = _call(walk, out=out, lse=lse)
+    own_sink = None if sink is None else sink.contiguous()
+    call.sink = None if own_sink is None else own_sink.data_ptr()
+    heads, cores = len(walk.heads.kv), workers(walk.q.device)
+    shares = 1 if heads % cores == 0 or heads >= SHARES * cores else -(-SHARES * cores // heads)
+    _run(walk, strips, call, "maskdsl_forward", shares)
+
+
+def differentiate(
+    walk: Walk, strips: Strips, given: Given, dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor
+) -> None:
+    """Write dq of the rows of strips; add to dk and dv, float32 (kv heads, tokens, dim)."""
+    sums = {"dk": dk[:, None], "dv": dv[:, None]}
+    call = _call(walk, d_out=given.do, lse=given.lse, delta=given.delta, dq=dq, **sums)
+    _run(walk, strips, call, "maskdsl_backward", 1)
+
+
+def _call(walk: Walk, **tensors: torch.Tensor) -> CCall:
+    """tensors: (kv heads, heads each, tokens) or with a dimension more."""
+    tensors |= {"q": walk.q, "k": walk.k[:, None], "v": walk.v[:, None]}
+    call = CCall(each=walk.each, dim=walk.q.shape[3], value_dim=walk.v.shape[2], scale=walk.scale)
+    call.tensors = []  # they live as long as the call
+    for name, x in tensors.items():
+        dense = x if x.ndim == 3 or x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
+        setattr(call, name, CTensor(dense.data_ptr(), *dense.stride()[:3]))
+        call.tensors.append(dense)
+    return call
+
+
+def _run(walk: Walk, strips: Strips, call: CCall, name: str, shares: int) -> None:
+    function: Any = getattr(library(walk.q.dtype), name)
+
+    def task(head: int, first: int, end: int) -> None:
+        if function(ctypes.addressof(call), head, first, end):
+            raise MemoryError("no memory is left for attention on this CPU")
+
+    for first, end, array, additions in _prepared(walk, strips):
+        call.strips = ctypes.addressof(array)
+        call.additions = None if additions is None else ctypes.addressof(additions)
+        parts = strips.shares(first, end, shares)
+        tasks = [partial(task, h, a, b) for h in range(len(walk.heads.kv)) for a, b in parts]
+        run_all(tasks, min(workers(walk.q.device), len(tasks)))
+
+
+def _prepared(walk: Walk, strips: Strips) -> Iterator[Prepared]:
+    """Strips from one to another with all that the call decides, as many as may be held."""
+    if not strips.pieces:
+        return
+    if not walk.scores.any and not any(x.group.decided for x in strips.pieces):
+        yield 0, len(strips.pieces), strips.array, None
+        return
+    array = (CStrip * len(strips.pieces))(*strips.array)
+    additions = (CAddition * len(strips.pieces))()
+    first, held = 0, Held()
+    for i, (group, strip, even) in enumerate(strips.pieces):
+        laid = Laid(walk, group, strip, Masks(group, walk.head_class, walk.q.device, walk.dtype), even)
+        every = slice(0, strip.length)
+        if walk.scores.any:
+            added = _added(walk, laid.pairs(laid.whole(1 if even else strip.rows), every), held)
+            additions[i] = CAddition(len(added), ctypes.addressof(added))
+        if group.decided:
+            mask = _decided(walk, laid.pairs(laid.whole(strip.rows), every), strips.masks[i], held)
+            array[i].mask = ctypes.addressof(mask)
+        if held.bytes > HELD or i + 1 == len(strips.pieces):
+            yield first, i + 1, array, additions if walk.scores.any else None
+            first, held = i + 1, Held()
+
+
+def _added(walk: Walk, pairs: Pairs, held: Held) -> ctypes.Array[CAdded]:
+    """What scores add to the logits of pairs."""
+    found = []
+    for columns, value in walk.scores.added(pairs, walk.space):
+        keys = columns.stop - columns.start
+        value = value.expand(*value.shape[:-1], keys) if value.ndim else value.expand(keys)
+        value = held(value.contiguous())
+        over = value.expand(*pairs.shape, keys)
+        found.append(CAdded(columns.start, columns.stop, over.data_ptr(), *over.stride()[:4]))
+    return held((CAdded * len(found))(*found))
+
+
+def _decided(
+    walk: Walk, pairs: Pairs, planned: ctypes.Array[CMask], held: Held
+) -> ctypes.Array[CMask]:
+    """The masks of a strip; where the call decides, as it does."""
+    found = []
+    for part, mask in zip(pairs.group.partial, planned, strict=True):
+        if pairs.group.open(part):
+            truth = pairs.kept(walk.head_class.keeps, part).numpy()
+            truth = np.broadcast_to(truth, (*truth.shape[:-1], part.stop - part.start))
+            bits = held(packed(truth))
+            over = np.broadcast_to(bits, (*pairs.shape, bits.shape[-1]))
+            mask = CMask(part.start, part.stop, bits.ctypes.data, *over.strides[:4])
+        found.append(mask)
+    return held((CMask * len(found))(*found))

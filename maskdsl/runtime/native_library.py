@@ -1,0 +1,147 @@
+"""The compiled part of the torch backend: `native/strips.cpp`, built once for a machine and a type
+of numbers by the C++ compiler it has, kept in the cache, loaded from memory.
+
+MASKDSL_CXX names the compiler; where it is empty, or there is none, the backend does without.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskdsl.runtime.cache import load_source
+
+FOLDER = Path(__file__).parent / "native"
+TYPES = {torch.float32: "float", torch.bfloat16: "BFloat16", torch.float16: "_Float16"}
+OPTIONS = ("-std=c++17", "-O2", "-fno-math-errno", "-shared", "-fPIC")
+SECONDS = 120.0  # that a compiler may take
+COMPILERS = ("c++", "g++", "clang++")
+
+_libraries: dict[tuple[str, str], ctypes.CDLL | None] = {}
+_building = threading.Lock()
+
+
+def library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """`maskdsl_forward` and `maskdsl_backward` for tensors of a type, or None where this machine or
+    type has none. Warns once where there is a compiler and it fails.
+    """
+    type_, command = TYPES.get(dtype), compiler()
+    if type_ is None or command is None:
+        return None
+    key = type_, shlex.join(command)
+    with _building:
+        if key not in _libraries:
+            _libraries[key] = _load(dtype, command)
+        return _libraries[key]
+
+
+def compiler() -> list[str] | None:
+    """The command that compiles C++, None where there is none."""
+    given = os.environ.get("MASKDSL_CXX")
+    if given is not None:
+        return shlex.split(given) or None
+    if sys.platform not in ("linux", "darwin"):
+        return None
+    return _found()
+
+
+@cache
+def _found() -> list[str] | None:
+    path = next(filter(None, map(shutil.which, COMPILERS)), None)
+    return None if path is None else [path]
+
+
+def source() -> str:
+    """All that is compiled, in one text."""
+    text = (FOLDER / "strips.cpp").read_text()
+    return re.sub(r'#include "(\w+\.h)"\n', lambda m: (FOLDER / m[1]).read_text(), text)
+
+
+def _load(dtype: torch.dtype, command: list[str]) -> ctypes.CDLL | None:
+    own = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    options = [*OPTIONS, own, f"-DTYPE={TYPES[dtype]}"]
+    text = source()
+    covered = "\0".join([text, *command, *options, _machine()])
+    digest = hashlib.sha256(covered.encode()).hexdigest()[:24]
+    name = str(dtype).removeprefix("torch.")
+    try:
+        kept = load_source(f"native-{name}-{digest}", lambda: _built(text, [*command, *options]))
+        return _opened(base64.b64decode(kept.LIBRARY))
+    except (OSError, subprocess.SubprocessError, _BuildError) as error:
+        where = shlex.join(command)
+        warnings.warn(
+            f"the torch backend does without its compiled part: {where}: {str(error)[:300]} "
+            "(MASKDSL_CXX names another compiler, or none where it is empty)",
+            stacklevel=2,
+        )
+        return None
+
+
+class _BuildError(Exception):
+    """What a compiler says."""
+
+
+def _built(text: str, command: list[str]) -> str:
+    """A module that holds the compiled library."""
+    with tempfile.TemporaryDirectory(prefix="maskdsl-") as folder:
+        file = Path(folder) / "strips.so"
+        done = subprocess.run(
+            [*command, "-x", "c++", "-", "-o", str(file)],
+            input=text, capture_output=True, text=True, timeout=SECONDS, cwd=folder, check=False,
+        )  # fmt: skip
+        if done.returncode or not file.exists():
+            lines = [x for x in done.stderr.splitlines() if "error" in x] or [f"{done.returncode}"]
+            raise _BuildError(lines[0])
+        image = base64.b64encode(file.read_bytes()).decode()
+    return f'"""Tiles of the torch backend, from {FOLDER.name}/strips.cpp."""\n\nLIBRARY = "{image}"\n'
+
+
+def _opened(image: bytes) -> ctypes.CDLL:
+    """The library that these bytes are, which nobody else can change before it is loaded."""
+    if hasattr(os, "memfd_create"):
+        # It stays open: libraries are told apart by their names, and this is one.
+        number = os.memfd_create("maskdsl", os.MFD_CLOEXEC)
+        with os.fdopen(os.dup(number), "wb") as file:
+            file.write(image)
+        with suppress(OSError):  # a machine that runs no such files
+            return _declared(ctypes.CDLL(f"/proc/self/fd/{number}"))
+    with tempfile.TemporaryDirectory(prefix="maskdsl-") as folder:
+        file_name = Path(folder) / "strips.so"
+        file_name.write_bytes(image)
+        return _declared(ctypes.CDLL(str(file_name)))
+
+
+def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
+    for name in ("maskdsl_forward", "maskdsl_backward"):
+        function: Any = getattr(found, name)
+        function.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3]
+        function.restype = ctypes.c_int
+    return found
+
+
+@cache
+def _machine() -> str:
+    """What decides whether another machine may run the same instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        told = {x for x in lines if x.startswith(("flags", "Features", "model name", "CPU part"))}
+    except OSError:
+        told = {platform.processor()}
+    return "\n".join([platform.machine(), sys.platform, *sorted(told)])
