@@ -32,7 +32,7 @@ struct Keys {
     const float *k, *v;   // in granules: LANES keys, dimension by dimension; v: backward
     Rows k_rows, v_rows;  // k_rows: backward
     Rows dk, dv;          // backward
-    bool finite = true;   // whether all are; backward
+    bool all_finite = true;   // whether all are; backward
 
     void take(Memory& m, const Call& call, int64_t head, Places given, bool backward) {
         places = given;
@@ -44,7 +44,7 @@ struct Keys {
         dk = sums(m, call.dk, head, call.dim);
         dv = sums(m, call.dv, head, call.value_dim);
         if (!m.all) return;
-        finite = all_finite(k_rows, call.dim) && all_finite(v_rows, call.value_dim);
+        all_finite = finite_rows(k_rows, call.dim) && finite_rows(v_rows, call.value_dim);
     }
 
     // Add sums that are not the tensor's own memory to it.
@@ -58,13 +58,15 @@ struct Keys {
         int64_t wide_dim = up(dim, UNIT);
         float* found = m.take(up(places.count, LANES) * wide_dim);
         if (!m.all) return found;
-        __builtin_memset(found + (up(places.count, LANES) - LANES) * wide_dim, 0, 4 * LANES * wide_dim);
-        for (int64_t i = 0; i < places.count; i++) {
-            const T* from = row_of<T>(x, head, 0, places[i]);
-            float* to = found + i / LANES * LANES * wide_dim + i % LANES;
-            for (int64_t c = 0; c < dim; c++) to[c * LANES] = wide(from[c]);
-            for (int64_t c = dim; c < wide_dim; c++) to[c * LANES] = 0;
-        }
+        for (int64_t i = 0; i < places.count; i += LANES)
+            for (int64_t c = 0; c < wide_dim; c += LANES) {
+                Floats block[LANES] = {};
+                for (int64_t n = 0; n < LANES && i + n < places.count && c < dim; n++)
+                    block[n] = load(row_of<T>(x, head, 0, places[i + n]) + c, dim - c);
+                transpose<LANES / 2>(block, Count<LANES>::type());
+                for (int64_t n = 0; n < LANES && c + n < wide_dim; n++)
+                    store(found + i * wide_dim + (c + n) * LANES, block[n]);
+            }
         return found;
     }
 
@@ -76,9 +78,8 @@ struct Keys {
         float* found = m.take(places.count * wide_dim);
         for (int64_t i = 0; m.all && i < places.count; i++) {
             const T* from = row_of<T>(x, head, 0, places[i]);
-            float* to = found + i * wide_dim;
-            for (int64_t c = 0; c < dim; c++) to[c] = wide(from[c]);
-            for (int64_t c = dim; c < wide_dim; c++) to[c] = 0;
+            for (int64_t c = 0; c < wide_dim; c += LANES)
+                store(found + i * wide_dim + c, c < dim ? load(from + c, dim - c) : Floats{});
         }
         return {found, wide_dim, true};
     }
@@ -99,10 +100,9 @@ struct Keys {
         }
     }
 
-    bool all_finite(Rows x, int64_t dim) const {
-        float nothing = 0;  // times infinity it is NaN
-        for (int64_t i = 0; i < places.count; i++)
-            for (int64_t c = 0; c < dim; c++) nothing += 0 * x.from(i)[c];
-        return nothing == 0;
+    bool finite_rows(Rows x, int64_t dim) const {
+        bool found = true;
+        for (int64_t i = 0; i < places.count; i++) found &= finite(x.from(i), up(dim, UNIT));
+        return found;
     }
 };

@@ -16,37 +16,90 @@ constexpr float LOG2E = 1.44269504f;
 using Floats = float __attribute__((vector_size(4 * LANES)));
 using Ints = int32_t __attribute__((vector_size(4 * LANES)));
 
+using Words = uint16_t __attribute__((vector_size(2 * LANES)));
+
+struct BFloat16 {
+    uint16_t bits;
+};
+
 inline Floats load(const float* at) {
     Floats x;
     __builtin_memcpy(&x, at, sizeof x);
     return x;
 }
 
-inline void store(float* at, Floats x) { __builtin_memcpy(at, &x, sizeof x); }
-
-struct BFloat16 {
-    uint16_t bits;
-};
-
-inline float wide(float x) { return x; }
-inline float wide(BFloat16 x) {
-    uint32_t bits = uint32_t(x.bits) << 16;
-    float found;
-    __builtin_memcpy(&found, &bits, 4);
-    return found;
+inline Floats load(const BFloat16* at) {
+    Words words;
+    __builtin_memcpy(&words, at, sizeof words);
+    Ints bits = __builtin_convertvector(words, Ints) << 16;
+    Floats x;
+    __builtin_memcpy(&x, &bits, sizeof x);
+    return x;
 }
 
-inline void put(float* at, float x) { *at = x; }
-inline void put(BFloat16* at, float x) {  // rounded to nearest, ties to even
-    uint32_t bits;
-    __builtin_memcpy(&bits, &x, 4);
-    at->bits = x != x ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+inline void store(float* at, Floats x) { __builtin_memcpy(at, &x, sizeof x); }
+
+inline void store(BFloat16* at, Floats x) {  // rounded to nearest, ties to even
+    Ints bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    bits = x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : Ints{} + 0x7fc0;
+    Words words = __builtin_convertvector(bits, Words);
+    __builtin_memcpy(at, &words, sizeof words);
 }
 
 #if defined(__FLT16_MAX__)
-inline float wide(_Float16 x) { return x; }
-inline void put(_Float16* at, float x) { *at = _Float16(x); }
+using Halves = _Float16 __attribute__((vector_size(2 * LANES)));
+
+inline Floats load(const _Float16* at) {
+    Halves x;
+    __builtin_memcpy(&x, at, sizeof x);
+    return __builtin_convertvector(x, Floats);
+}
+
+inline void store(_Float16* at, Floats x) {
+    Halves halves = __builtin_convertvector(x, Halves);
+    __builtin_memcpy(at, &halves, sizeof halves);
+}
 #endif
+
+// The first `count` numbers, zeros behind them.
+template <class T>
+inline Floats load(const T* at, int64_t count) {
+    if (count >= LANES) return load(at);
+    T some[LANES] = {};
+    for (int64_t i = 0; i < count; i++) some[i] = at[i];
+    return load(some);
+}
+
+template <class T>
+inline void store(T* at, Floats x, int64_t count) {
+    if (count >= LANES) return store(at, x);
+    T some[LANES];
+    store(some, x);
+    for (int64_t i = 0; i < count; i++) at[i] = some[i];
+}
+
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct Count : Count<N - 1, N - 1, I...> {};
+template <int... I>
+struct Count<0, I...> {
+    using type = Lanes<I...>;
+};
+
+// Rows become columns, of LANES vectors: blocks off the diagonal change places, then those in blocks.
+template <int H, int... I>
+inline void transpose(Floats* x, Lanes<I...> lanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+        if (i & H) continue;
+        Floats a = x[i], b = x[i + H];
+        x[i] = __builtin_shufflevector(a, b, (I & H ? I + LANES - H : I)...);
+        x[i + H] = __builtin_shufflevector(a, b, (I & H ? I + LANES : I + H)...);
+    }
+    if constexpr (H > 1) transpose<H / 2>(x, lanes);
+}
 
 // 2^x for x <= 127, to two units in the last place; 0 below the normal numbers. The polynomial is the
 // minimax one of (2^x - 1) / x on [-1/2, 1/2].
@@ -82,6 +135,13 @@ inline float greatest(Floats x) {
     for (int n = LANES / 2; n; n /= 2)
         for (int i = 0; i < n; i++) lanes[i] = lanes[i] > lanes[i + n] ? lanes[i] : lanes[i + n];
     return lanes[0];
+}
+
+// Whether all numbers are, of which there are a multiple of LANES.
+inline bool finite(const float* x, int64_t count) {
+    Floats nothing = {};  // times infinity it is NaN
+    for (int64_t i = 0; i < count; i += LANES) nothing += load(x + i) * 0.0f;
+    return sum(nothing) == 0;
 }
 
 // Lanes of x whose bit is set, the others as given.

@@ -11,9 +11,10 @@ struct Row {
     const int64_t dim, value_dim;  // filled up
     const Strip* strip = nullptr;
     const Addition* addition = nullptr;
-    int64_t row = 0, begin = 0, count = 0;  // begin, count: which of its queries
+    int64_t row = 0, count = 0;  // count: of its queries, at a time
     float *q = nullptr, *s = nullptr, *out = nullptr;
     float *ds = nullptr, *d_out = nullptr, *dq = nullptr;
+    int64_t each[QUERIES], place[QUERIES], token[QUERIES];  // of a query: its head, place in the row
     float top[QUERIES], total[QUERIES];     // forward
     float limit[QUERIES], delta[QUERIES];   // backward; limit: the log-sum-exp in powers of 2
 
@@ -34,65 +35,72 @@ struct Row {
     void walk(const Keys<T>& keys) {
         int64_t queries = strip->size * call.each;
         for (row = 0; row < strip->rows; row++)
-            for (begin = 0; begin < queries; begin += QUERIES) {
-                count = queries - begin < QUERIES ? queries - begin : QUERIES;
+            for (int64_t begin = 0; begin < queries; begin += QUERIES) {
+                begin_at(begin, queries - begin < QUERIES ? queries - begin : QUERIES);
                 if (backward) {
                     differentiate(keys);
                 } else {
                     attend(keys, false);
-                    if (!finite(out, value_dim)) attend(keys, true);
+                    if (!finite(out, count * value_dim)) attend(keys, true);
                 }
             }
     }
 
   private:
-    int64_t each(int64_t j) const { return (begin + j) / strip->size; }
-    int64_t place(int64_t j) const { return (begin + j) % strip->size; }
-    int64_t token(int64_t j) const {
-        int64_t at = row * strip->size + place(j);
-        return strip->queries ? strip->queries[at] : strip->query + at;
-    }
-    int64_t padded() const { return up(count, ROWS); }
-
-    bool finite(const float* x, int64_t width) const {
-        float nothing = 0;  // times infinity it is NaN
-        for (int64_t i = 0; i < count * width; i++) nothing += 0 * x[i];
-        return nothing == 0;
-    }
-
-    // Rows of a tensor in float, those past the last query zero.
-    void load_rows(const Tensor& x, int64_t own_dim, int64_t width, float scale, float* to) {
-        __builtin_memset(to, 0, 4 * padded() * width);
+    void begin_at(int64_t begin, int64_t some) {
+        count = some;
         for (int64_t j = 0; j < count; j++) {
-            const T* from = row_of<T>(x, head, each(j), token(j));
-            for (int64_t c = 0; c < own_dim; c++) to[j * width + c] = wide(from[c]) * scale;
+            each[j] = (begin + j) / strip->size, place[j] = (begin + j) % strip->size;
+            int64_t at = row * strip->size + place[j];
+            token[j] = strip->queries ? strip->queries[at] : strip->query + at;
         }
     }
 
-    // Whether all queries keep the keys of a granule, the first of which is the row's key `at`.
-    bool open(int64_t at) const {
-        bool found = at >= 0 && at + LANES <= strip->length;
-        for (int64_t i = 0; i < strip->masks; i++)
-            found &= at + LANES <= strip->mask[i].first || at >= strip->mask[i].end;
+    int64_t padded() const { return up(count, ROWS); }
+
+    // Rows of a tensor in float, those past the last query zero.
+    void load_rows(const Tensor& x, int64_t own_dim, int64_t width, float scale, float* to) {
+        for (int64_t j = 0; j < padded(); j++) {
+            const T* from = j < count ? row_of<T>(x, head, each[j], token[j]) : nullptr;
+            for (int64_t c = 0; c < width; c += LANES) {
+                bool any = from && c < own_dim;
+                store(to + j * width + c, any ? load(from + c, own_dim - c) * scale : Floats{});
+            }
+        }
+    }
+
+    void put_row(const Tensor& x, int64_t own_dim, int64_t j, const float* from, float scale) {
+        T* to = row_of<T>(x, head, each[j], token[j]);
+        for (int64_t c = 0; c < own_dim; c += LANES) store(to + c, load(from + c) * scale, own_dim - c);
+    }
+
+    struct Granule {
+        int64_t at;          // the row's key that it begins with
+        uint32_t inside;     // which of its keys are the row's
+        const Mask* mask;    // or null
+        bool whole() const { return !mask && inside == (1u << LANES) - 1; }
+    };
+
+    Granule granule(int64_t at) const {
+        Granule found = {at, (1u << LANES) - 1, nullptr};
+        if (at < 0) found.inside &= ~0u << -at;
+        if (at + LANES > strip->length) found.inside &= (1u << (strip->length - at)) - 1;
+        for (int64_t i = 0; i < strip->masks; i++) {  // they lie further apart than a granule
+            const Mask& m = strip->mask[i];
+            if (at + LANES > m.first && at < m.end) found.mask = &m;
+        }
         return found;
     }
 
     // Which keys of a granule a query keeps.
-    uint32_t kept(int64_t at, int64_t j) const {
-        uint32_t bits = (1u << LANES) - 1;
-        if (at < 0) bits &= ~0u << -at;
-        if (at + LANES > strip->length) bits &= (1u << (strip->length - at)) - 1;
-        for (int64_t i = 0; i < strip->masks; i++) {
-            const Mask& m = strip->mask[i];
-            if (at + LANES <= m.first || at >= m.end) continue;
-            int64_t bit = at - m.first + AHEAD;
-            const uint8_t* bits_of = m.bits + head * m.head + row * m.row + each(j) * m.each +
-                                     place(j) * m.query;
-            uint32_t word;
-            __builtin_memcpy(&word, bits_of + bit / 8, 4);
-            bits &= word >> bit % 8;
-        }
-        return bits;
+    uint32_t kept(const Granule& g, int64_t j) const {
+        if (!g.mask) return g.inside;
+        int64_t bit = g.at - g.mask->first + AHEAD;
+        const uint8_t* bits = g.mask->bits + head * g.mask->head + row * g.mask->row +
+                              each[j] * g.mask->each + place[j] * g.mask->query;
+        uint32_t word;
+        __builtin_memcpy(&word, bits + bit / 8, 4);
+        return g.inside & word >> bit % 8;
     }
 
     // Logits of a granule and what scores add to them.
@@ -101,7 +109,7 @@ struct Row {
             const Added& a = addition->added[i];
             if (at + LANES <= a.first || at >= a.end) continue;
             const float* values =
-                a.values + head * a.head + row * a.row + each(j) * a.each + place(j) * a.query;
+                a.values + head * a.head + row * a.row + each[j] * a.each + place[j] * a.query;
             if (at >= a.first && at + LANES <= a.end) {
                 x += load(values + (at - a.first));
                 continue;
@@ -140,16 +148,16 @@ struct Row {
 
     // The online softmax of Milakov and Gimelshein, arXiv 1805.02867: logits become weights.
     void weigh(int64_t granules, int64_t at) {
-        bool all[BLOCK / LANES];
-        for (int64_t g = 0; g < granules; g++) all[g] = open(at + g * LANES);
+        Granule of[BLOCK / LANES];
+        for (int64_t g = 0; g < granules; g++) of[g] = granule(at + g * LANES);
         for (int64_t j = 0; j < count; j++) {
             float* own = s + j * PITCH;
             Floats most = Floats{} - INFINITE;
             for (int64_t g = 0; g < granules; g++) {
                 Floats x = load(own + g * LANES);
                 if (addition) x = scored(x, at + g * LANES, j);
-                if (!all[g]) x = where(kept(at + g * LANES, j), x, -INFINITE);
-                if (addition || !all[g]) store(own + g * LANES, x);
+                if (!of[g].whole()) x = where(kept(of[g], j), x, -INFINITE);
+                if (addition || !of[g].whole()) store(own + g * LANES, x);
                 most = x > most ? x : most;
             }
             float old = top[j], now = greatest(most);
@@ -175,31 +183,29 @@ struct Row {
     }
 
     void finish(int64_t j) {
-        int64_t e = each(j), t = token(j);
         bool nothing = total[j] == 0;
         float lse = nothing ? -INFINITE : top[j] + __builtin_logf(total[j]);
         float share = nothing ? 1 : 1 / total[j];
         if (call.sink) {
-            float sink = call.sink[head * call.each + e];
+            float sink = call.sink[head * call.each + each[j]];
             float more = lse > sink ? lse : sink, less = lse > sink ? sink : lse;
             float both = less == -INFINITE ? more : more + __builtin_log1pf(__builtin_expf(less - more));
             if (!nothing) share *= __builtin_expf(lse - both);
             lse = both;
         }
-        T* to = row_of<T>(call.out, head, e, t);
-        for (int64_t c = 0; c < call.value_dim; c++) put(to + c, out[j * value_dim + c] * share);
-        *row_of<float>(call.lse, head, e, t) = lse;
+        put_row(call.out, call.value_dim, j, out + j * value_dim, share);
+        *row_of<float>(call.lse, head, each[j], token[j]) = lse;
     }
 
     void differentiate(const Keys<T>& keys) {
         load_rows(call.q, call.dim, dim, float(call.scale), q);
         load_rows(call.d_out, call.value_dim, value_dim, 1, d_out);
         for (int64_t j = 0; j < count; j++) {
-            float lse = *row_of<float>(call.lse, head, each(j), token(j));
+            float lse = *row_of<float>(call.lse, head, each[j], token[j]);
             limit[j] = lse == -INFINITE ? INFINITE : lse * LOG2E;  // without keys there are no weights
-            delta[j] = *row_of<float>(call.delta, head, each(j), token(j));
+            delta[j] = *row_of<float>(call.delta, head, each[j], token[j]);
         }
-        bool skip = !keys.finite || !finite(q, dim) || !finite(d_out, value_dim);
+        bool skip = !keys.all_finite || !finite(q, count * dim) || !finite(d_out, count * value_dim);
         __builtin_memset(dq, 0, 4 * padded() * dim);
         each_block(keys, [&](int64_t first, int64_t granules, int64_t at, int64_t from, int64_t to) {
             block_logits(q, padded(), keys.k + first * dim, granules, dim, s);
@@ -213,24 +219,21 @@ struct Row {
             add_product(by_query, keys.k_rows.from(from), keys.k_rows.pitch, to - from, dq,
                         skip ? count : padded(), dim, dim, skip);
         });
-        for (int64_t j = 0; j < count; j++) {
-            T* to = row_of<T>(call.dq, head, each(j), token(j));
-            for (int64_t c = 0; c < call.dim; c++) put(to + c, dq[j * dim + c] * float(call.scale));
-        }
+        for (int64_t j = 0; j < count; j++) put_row(call.dq, call.dim, j, dq + j * dim, call.scale);
     }
 
     // Logits become weights, and gradients of weights those of logits.
     void slopes(int64_t granules, int64_t at) {
         for (int64_t g = 0; g < granules; g++) {
-            bool all = open(at + g * LANES);
+            Granule of = granule(at + g * LANES);
             for (int64_t j = 0; j < count; j++) {
                 float *own = s + j * PITCH + g * LANES, *own_ds = ds + j * PITCH + g * LANES;
                 Floats x = load(own);
                 if (addition) x = scored(x, at + g * LANES, j);
                 Floats p = exp2(x * LOG2E - limit[j]);
                 Floats d = p * (load(own_ds) - delta[j]);
-                if (!all) {
-                    uint32_t bits = kept(at + g * LANES, j);
+                if (!of.whole()) {
+                    uint32_t bits = kept(of, j);
                     p = where(bits, p, 0), d = where(bits, d, 0);
                 }
                 store(own, p);
