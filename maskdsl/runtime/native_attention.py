@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from maskdsl.runtime.native_library import library
+from maskdsl.ir.program import Program
+from maskdsl.runtime.native_library import TYPES, compiler, library
 from maskdsl.runtime.native_strips import (
     CAdded,
     CAddition,
@@ -27,6 +28,7 @@ from maskdsl.runtime.native_strips import (
 from maskdsl.runtime.torch_backward import Given
 from maskdsl.runtime.torch_masks import Masks
 from maskdsl.runtime.torch_pairs import Pairs
+from maskdsl.runtime.torch_scores import Scores
 from maskdsl.runtime.torch_strips import cut
 from maskdsl.runtime.torch_walk import Laid, Walk
 from maskdsl.runtime.torch_workers import run_all, workers
@@ -55,6 +57,11 @@ class Held:
 def serves(x: torch.Tensor) -> bool:
     """Whether tensors like x can run compiled on this machine."""
     return x.device.type == "cpu" and library(x.dtype) is not None
+
+
+def expected(program: Program, dtype: torch.dtype) -> bool:
+    """Whether attention runs compiled, unless the compiler fails: scores only add to logits."""
+    return Scores(program).only_add and dtype in TYPES and compiler() is not None
 
 
 def laid_out(strips: Sequence[Piece], scored: bool) -> Strips:
@@ -148,7 +155,9 @@ def _added(walk: Walk, pairs: Pairs, held: Held) -> ctypes.Array[CAdded]:
         value = value.expand(*value.shape[:-1], keys) if value.ndim else value.expand(keys)
         value = held(value.contiguous())
         over = value.expand(*pairs.shape, keys)
-        found.append(CAdded(columns.start, columns.stop, over.data_ptr(), *over.stride()[:4]))
+        head, row, each, query, _ = over.stride()
+        row = 0 if over.shape[1] == 1 else row  # the same for all
+        found.append(CAdded(columns.start, columns.stop, over.data_ptr(), head, row, each, query))
     return held((CAdded * len(found))(*found))
 
 

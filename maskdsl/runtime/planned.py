@@ -14,10 +14,11 @@ from maskdsl.errors import BindError, CompileError
 from maskdsl.pattern import Mask
 from maskdsl.planner import Plan, Tile
 from maskdsl.planner.layout import PARTIAL_COST, Cost, work
+from maskdsl.runtime import native_attention
 from maskdsl.runtime.boundary import DTYPES
 from maskdsl.runtime.choices import Choices
 from maskdsl.runtime.resources import Resources, resources, resources_many, together
-from maskdsl.runtime.torch_layout import torch_plan
+from maskdsl.runtime.torch_layout import COMPILED, PLAIN, torch_plan
 from maskdsl.runtime.triton_backend import FORWARD, LEAST_SCALE
 from maskdsl.simulator import CompiledKernel, simulate
 from maskdsl.simulator.devices import device_for, dtype_name
@@ -58,7 +59,8 @@ class Planned:
                 q_tile, kv_tile, target=self.choices.target, head_dim=dim, cost=cost
             )
         if self.choices.backend == "torch" and q_tile is None and kv_tile is None:
-            return torch_plan(self.mask)
+            fast = native_attention.expected(self.mask.program, self.choices.dtype)
+            return torch_plan(self.mask, COMPILED if fast else PLAIN)
         return self.mask.plan(q_tile, kv_tile)
 
     def plan_of(self, direction: str) -> Plan:

@@ -4,28 +4,41 @@ query of the row keeps: small key tiles tell which, and partial tiles cost as mu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from maskdsl.errors import PlanError
 from maskdsl.pattern import Mask
 from maskdsl.planner import Candidate, Plan
 
-QUERY_LANES = (64, 128, 256, 512)
 KEY_LANES = 16
-# What a product costs besides its pairs of queries and keys, in pairs.
-A_KEY = 80  # of a row
-A_ROW = 2**13
 
 
-def torch_plan(mask: Mask) -> Plan:
-    """The cheapest plan of those with `QUERY_LANES` queries to a tile. Raises PlanError where the
-    pattern is too irregular.
+@dataclass(frozen=True)
+class Costs:
+    """queries: of a tile, what is tried. a_key, a_row: what the keys of a row and the row itself
+    cost besides their pairs of queries and keys, in pairs.
+    """
+
+    queries: tuple[int, ...]
+    a_key: float
+    a_row: float
+
+
+COMPILED = Costs((16, 32, 64, 128), 4, 0)
+PLAIN = Costs((64, 128, 256, 512), 80, 2**13)
+
+
+def torch_plan(mask: Mask, costs: Costs) -> Plan:
+    """The cheapest of the plans that are tried. Raises PlanError where the pattern is too
+    irregular.
     """
     found = []
-    for lanes in QUERY_LANES:
+    for lanes in costs.queries:
         try:
             found.append(mask.plan(lanes=(lanes, KEY_LANES), cost=visited))
         except PlanError:
             break
-    return min(found, key=cost) if found else mask.plan()
+    return min(found, key=lambda plan: cost(plan, costs)) if found else mask.plan()
 
 
 def visited(candidate: Candidate) -> float:
@@ -33,15 +46,15 @@ def visited(candidate: Candidate) -> float:
     return (candidate.full + candidate.partial) * candidate.area
 
 
-def cost(plan: Plan) -> float:
+def cost(plan: Plan, costs: Costs) -> float:
     """Of all heads, in pairs of a query and a key."""
     total = 0.0
     for c in plan.head_classes:
         rows = sum(g.count for g in plan.q_grids)
-        own = float(A_ROW * rows)
+        own = costs.a_row * rows
         for line, q in zip(c.trees, plan.q_grids, strict=True):
             for tree, k in zip(line, plan.kv_grids, strict=True):
                 keys = (tree.full + tree.partial) * k.tile.lanes
-                own += keys * (q.tile.lanes + A_KEY)
+                own += keys * (q.tile.lanes + costs.a_key)
         total += own * len(c.heads)
     return total
