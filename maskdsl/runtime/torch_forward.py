@@ -1,4 +1,4 @@
-"""Attention of one strip."""
+"""Attention of one strip in tensor operations."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from maskdsl.runtime.torch_tiles import add_piece, attend_rows
-from maskdsl.runtime.torch_walk import BUDGET, Laid, stretches
+from maskdsl.runtime.torch_product import products
+from maskdsl.runtime.torch_walk import Laid, exp_less_
 
 
 def attend(laid: Laid, sink: torch.Tensor | None, out: torch.Tensor, lse: torch.Tensor) -> None:
@@ -18,16 +18,15 @@ def attend(laid: Laid, sink: torch.Tensor | None, out: torch.Tensor, lse: torch.
     sink: the sink's logit of each head, (kv heads, heads each).
     """
     q = laid.rows(laid.walk.q) * laid.walk.scale
-    q = stretches(q, laid.walk.stretch)
     found = Softmax.empty(laid)
-    if not _static(laid):
-        _any_rows(laid, q, found)
-    else:
-        _equal_rows(laid, q, found)
-        if laid.group.partial and bool(found.top.isnan().any()):
-            _any_rows(laid, q, found)  # which may have come from pairs that are not kept
+    for part in laid.parts():
+        own = found.some(part.flat)
+        for columns in laid.pieces:
+            k, v = (laid.window(x, part, columns) for x in (laid.k, laid.v))
+            s, _, _, _ = laid.logits(q[part.flat], k, part, columns)
+            own.add(s, v, columns.start == 0)
     nothing = found.total == 0
-    l = (found.top.nan_to_num(nan=math.nan, posinf=math.inf, neginf=0.0)).add_(found.total.log())
+    l = _finite(found.top).add_(found.total.log())
     l.masked_fill_(nothing, -math.inf)
     o = found.values.div_(found.total.masked_fill_(nothing, 1))
     if sink is not None:
@@ -55,38 +54,27 @@ class Softmax:
         sizes = (1, 1, laid.v.shape[2])
         return Softmax(*(laid.k.new_empty((heads * rows, queries, n)) for n in sizes))
 
+    def some(self, rows: slice) -> Softmax:
+        return Softmax(self.top[rows], self.total[rows], self.values[rows])
 
-def _static(laid: Laid) -> bool:
-    """Whether all rows have one mask, known before the call, and one tensor added to logits."""
-    if laid.group.decided or not laid.walk.scores.any:
-        return not laid.group.decided
-    return laid.even and laid.shape[2] * laid.strip.length <= 2 * BUDGET
-
-
-def _equal_rows(laid: Laid, q: torch.Tensor, found: Softmax) -> None:
-    """q: (kv heads * rows, stretches, queries, a stretch), scaled."""
-    heads, rows, _ = laid.shape
-    columns = slice(0, laid.strip.length)
-    added = laid.added() if laid.walk.scores.any else []
-    limits = laid.masks.limits(columns, None)
-    attend_rows(
-        q.view(heads, rows, *q.shape[1:]), laid.stretches, laid.v,
-        laid.walk.careful, laid.strip.step, [x.stop for x in laid.pieces],
-        [x.start for x, _ in added], [x for _, x in added],
-        [x.start for x, _ in limits], [x for _, x in limits],
-        *(x.view(heads, rows, *x.shape[1:]) for x in (found.top, found.total, found.values)),
-    )  # fmt: skip
+    def add(self, s: torch.Tensor, v: torch.Tensor, first: bool) -> None:
+        """Add a piece of the keys, as in the online softmax of Milakov and Gimelshein, arXiv
+        1805.02867. s: logits (rows, queries, keys), overwritten. v: (rows, keys, value_dim).
+        """
+        new = torch.amax(s, -1, keepdim=True)
+        if not first:
+            new = torch.maximum(self.top, new)
+        p = exp_less_(s, _finite(new))
+        values, weight = products(p, v.mT), p.sum(-1, keepdim=True)
+        if not first:
+            less = torch.exp(self.top - _finite(new))
+            values.addcmul_(self.values, less)
+            weight.addcmul_(self.total, less)
+        self.top.copy_(new)
+        self.total.copy_(weight)
+        self.values.copy_(values)
 
 
-def _any_rows(laid: Laid, q: torch.Tensor, found: Softmax) -> None:
-    """The same for rows whose masks and scores differ."""
-    k, careful = laid.stretches.transpose(0, 1), laid.walk.careful
-    for part in laid.parts():
-        top, total, values = (x[part.flat] for x in (found.top, found.total, found.values))
-        for columns in laid.pieces:
-            keys = laid.window(k, part, columns).transpose(0, 1)
-            s, _, _, _ = laid.logits(q[part.flat], keys, part, columns)
-            v = laid.window(laid.v, part, columns)
-            first = columns.start == 0
-            for i in range(len(s)):
-                add_piece(s[i], v[i], first, careful, top[i], total[i], values[i])
+def _finite(top: torch.Tensor) -> torch.Tensor:
+    """Zero where there is no logit but minus infinity."""
+    return torch.nan_to_num(top, nan=math.nan, posinf=math.inf, neginf=0.0)

@@ -23,7 +23,6 @@ from maskdsl.runtime.torch_product import products
 from maskdsl.runtime.torch_scores import Scores
 from maskdsl.runtime.torch_space import TorchSpace
 from maskdsl.runtime.torch_strips import Strip
-from maskdsl.runtime.torch_tiles import STRETCH, batch_logits
 
 BUDGET = 2**19  # logits held at a time: 2 MB
 LEAST_KEYS = 2**9  # of a piece of a row, however many queries there are
@@ -58,14 +57,6 @@ class Walk:
         self.k = self.heads.keys(call.k[batch])
         self.v = self.heads.keys(call.v[batch])
         self.scale = scale
-        # Outputs in float32 show the rounding errors of sums, shorter ones do not.
-        self.careful = q.dtype == torch.float32
-        self.stretch = STRETCH if self.careful else q.shape[-1]
-
-    @cached_property
-    def stretches(self) -> torch.Tensor:
-        """All keys in stretches, (kv heads, stretches, tokens, a stretch)."""
-        return stretches(self.k.to(self.dtype), self.stretch)
 
     def split(self, most: int) -> list[tuple[slice, Walk]]:
         """At most so many walks of some heads of keys and values each, and which."""
@@ -99,13 +90,6 @@ class Laid:
     @cached_property
     def v(self) -> torch.Tensor:
         return self._keys(self.walk.v)
-
-    @cached_property
-    def stretches(self) -> torch.Tensor:
-        """Keys in stretches, (kv heads, stretches, strip keys, a stretch)."""
-        if isinstance(self.keys.where, slice):
-            return self.walk.stretches[:, :, self.keys.where]
-        return stretches(self.k, self.walk.stretch)
 
     def _keys(self, x: torch.Tensor) -> torch.Tensor:
         found = self.keys.take(x).to(self.walk.dtype)
@@ -196,14 +180,10 @@ class Laid:
         """(scored logits, (count, queries, keys); unscored ones over pairs, where scores do more
         than add; limits; pairs, where anything reads them).
 
-        q: (count, queries, dim), k: (count, keys, dim), or their `stretches`. thorough: as of
-        `forbid`.
+        q: (count, queries, dim), k: (count, keys, dim). thorough: as of `forbid`.
         """
         scores = self.walk.scores
-        if q.ndim == 4:
-            s = batch_logits(q, k)
-        else:
-            s = products(q, k)
+        s = products(q, k)
         unscored = pairs = None
         if scores.any or self.group.decided:
             pairs = self.pairs(part, columns)
@@ -219,15 +199,6 @@ class Laid:
             forbid(self.over_pairs(s, part), limits, thorough)
         return s, unscored, limits, pairs
 
-    def added(self) -> list[tuple[slice, torch.Tensor]]:
-        """What scores add to logits, the same in all rows: (keys, (kv heads, heads each, queries,
-        keys)).
-        """
-        columns = slice(0, self.strip.length)
-        found = self.walk.scores.added(self.pairs(self.whole(1), columns), self.walk.space)
-        shape = (self.shape[0], 1, self.walk.each, self.size)
-        return [(at, x.expand(*shape, at.stop - at.start)[:, 0]) for at, x in found]
-
     def _what_is_added(
         self, part: Part, columns: slice, pairs: Pairs
     ) -> list[tuple[slice, torch.Tensor]]:
@@ -240,15 +211,6 @@ class Laid:
             one = self.pairs(replace(part, rows=slice(0, 1, 1)), columns)
             self._added[key] = self.walk.scores.added(one, self.walk.space)
         return self._added[key]
-
-
-def stretches(x: torch.Tensor, stretch: int) -> torch.Tensor:
-    """(..., stretches, rows, a stretch): (..., rows, inner) cut along the inner dimension, with
-    zeros at its end.
-    """
-    short = -x.shape[-1] % stretch
-    x = torch.nn.functional.pad(x, (0, short)) if short else x
-    return x.reshape(*x.shape[:-1], -1, stretch).movedim(-2, -3).contiguous()
 
 
 LOG2E = math.log2(math.e)
