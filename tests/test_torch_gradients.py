@@ -97,7 +97,7 @@ def gradients(
     weights = torch.randn(out.shape, generator=g, dtype=torch.float64)
     more = torch.randn(lse.shape, generator=g, dtype=torch.float64)
     loss = (out.double() * weights).sum() + (lse.double().masked_fill(lse.isinf(), 0) * more).sum()
-    leaves = [*x, *(i for i in inputs.values() if i.is_floating_point())]
+    leaves = [*x, *(i for i in inputs.values() if i.requires_grad)]
     found = torch.autograd.grad(loss, leaves, allow_unused=True)
     return [torch.zeros_like(y) if f is None else f for f, y in zip(found, leaves, strict=True)]
 
@@ -124,17 +124,33 @@ def check(
         torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
+# float64 runs in plain operations, float32 compiled.
+BOTH = pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)]
+)
+
+
+@BOTH
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_are_those_of_dense_attention(name: str) -> None:
+def test_gradients_are_those_of_dense_attention(
+    name: str, dtype: torch.dtype, tolerance: float
+) -> None:
     text, q_tile, kv_tile, values = CASES[name]
-    check(maskdsl.parse("pattern f " + text).bind(**values), q_tile, kv_tile)
+    mask = maskdsl.parse("pattern f " + text).bind(**values)
+    check(mask, q_tile, kv_tile, dtype=dtype, tolerance=tolerance)
 
 
+@BOTH
 @pytest.mark.parametrize("name", WITH_INPUTS)
-def test_gradients_of_inputs_are_those_of_dense_attention(name: str) -> None:
+def test_gradients_of_inputs_are_those_of_dense_attention(
+    name: str, dtype: torch.dtype, tolerance: float
+) -> None:
     text, tile, values, shapes = WITH_INPUTS[name]
     q_tile, kv_tile = tile if name == "bias of pairs" else (tile, tile)
-    check(maskdsl.parse("pattern f " + text).bind(**values), q_tile, kv_tile, inputs_of(shapes))
+    mask, inputs = maskdsl.parse("pattern f " + text).bind(**values), inputs_of(shapes, dtype)
+    check(mask, q_tile, kv_tile, inputs, dtype=dtype, tolerance=tolerance)
+    fixed = {name: x.detach() for name, x in inputs.items()}
+    check(mask, q_tile, kv_tile, fixed, dtype=dtype, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("fast", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -159,10 +175,11 @@ def test_gradcheck(name: str, fast: bool) -> None:
     )
 
 
+@BOTH
 @pytest.mark.parametrize("seed", range(1100, 1140))
-def test_gradients_of_random_patterns(seed: int) -> None:
+def test_gradients_of_random_patterns(seed: int, dtype: torch.dtype, tolerance: float) -> None:
     case = random_case(seed, odd=seed % 2 == 0)
-    check(case.mask(), case.q_tile, case.kv_tile, batch=1)
+    check(case.mask(), case.q_tile, case.kv_tile, batch=1, dtype=dtype, tolerance=tolerance)
 
 
 def test_gradients_over_segments_and_residues() -> None:

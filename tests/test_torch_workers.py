@@ -1,9 +1,7 @@
-"""Tasks on cores, and tiles without TorchScript."""
+"""Tasks on cores."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -48,20 +46,3 @@ def test_tasks_use_one_core_and_leave_torchs_threads_alone() -> None:
     run_all([task] * 20, 2)
     assert seen == {1} and all(n.startswith("maskdsl") for n in names)
     assert torch.get_num_threads() == before and torch.is_grad_enabled()
-
-
-WITHOUT_SCRIPT = """
-import torch
-del torch.jit.script
-import maskdsl
-for keep in ("causal(n)", "near(n, 9)", "causal(n) score logit * 0.5 - (q.n - k.n)"):
-    mask = maskdsl.parse(f"pattern p over (n) keep {keep}").bind(n=70, heads=2)
-    q, k, v = (torch.randn(1, 2, 70, 16) for _ in range(3))
-    found, want = (maskdsl.compile(mask, 16, backend=b)(q, k, v) for b in ("torch", "reference"))
-    torch.testing.assert_close(found, want)
-"""
-
-
-def test_without_torchscript() -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT_SCRIPT], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

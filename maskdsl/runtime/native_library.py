@@ -52,6 +52,12 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
         return _libraries[key]
 
 
+def prepare(dtype: torch.dtype) -> None:
+    """Begin to build what `library` gives, beside what else is to be done before a first call."""
+    if not any(type_ == TYPES.get(dtype) for type_, _ in _libraries):
+        threading.Thread(target=library, args=(dtype,), name="maskdsl-build").start()
+
+
 def compiler() -> list[str] | None:
     """The command that compiles C++, None where there is none."""
     given = os.environ.get("MASKDSL_CXX")
@@ -145,3 +151,13 @@ def _machine() -> str:
     except OSError:
         told = {platform.processor()}
     return "\n".join([platform.machine(), sys.platform, *sorted(told)])
+
+
+def _fork() -> None:
+    """A lock that a thread of the parent held is nobody's in a forked process."""
+    global _building
+    _building = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fork)

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from maskdsl.runtime.torch_masks import drop
-from maskdsl.runtime.torch_product import add_products, one_by_one, products
+from maskdsl.runtime.torch_product import add_kept_products, add_products, one_by_one, products
 from maskdsl.runtime.torch_scores import InputGradients
 from maskdsl.runtime.torch_strips import Tokens
 from maskdsl.runtime.torch_walk import Laid, exp_less_
@@ -84,6 +84,7 @@ def add_gradients(laid: Laid, given: Given, found: Gradients) -> None:
     every_lse = every_lse.masked_fill(every_lse == -math.inf, math.inf)
     every_delta = laid.rows(given.delta[..., None])
     every_dq = torch.zeros_like(every_q)
+    finite = all(bool(x.sum().isfinite()) for x in (every_q, every_do, laid.k, laid.v))
     for part in laid.parts(apart=not alone):
         q, do, lse, delta, dq = (
             x[part.flat] for x in (every_q, every_do, every_lse, every_delta, every_dq)
@@ -94,19 +95,28 @@ def add_gradients(laid: Laid, given: Given, found: Gradients) -> None:
                 s, unscored, limits, pairs = laid.logits(q, k, part, columns, thorough)
                 p = exp_less_(s, lse)
                 ds = products(do, v)
-                if limits and thorough:
-                    drop(laid.over_pairs(ds, part), limits)
                 ds.sub_(delta).mul_(p)
+                if thorough:
+                    drop(laid.over_pairs(p, part), limits)
+                    drop(laid.over_pairs(ds, part), limits)
                 if not limits or bool(ds.sum().isfinite()):
                     break  # else pairs that are not kept may have been infinite or NaN
-            add_products(laid.window(dv.mT, part, columns).mT, do.mT, p.mT)
+            own_dk, own_dv = (laid.window(x.mT, part, columns) for x in (dk, dv))
+            if finite:
+                add_products(own_dv.mT, do.mT, p.mT)
+            else:
+                add_kept_products(own_dv, p.mT, do.mT)
             if pairs is not None and walk.scores.any:
                 over = laid.over_pairs(ds, part)
                 clean = partial(drop, limits=limits)
                 over = walk.scores.backward(over, unscored, pairs, walk.space, found.inputs, clean)
                 ds = over.reshape(ds.shape)
-            add_products(dq, ds, k.mT)
-            add_products(laid.window(dk.mT, part, columns).mT, q.mT, ds.mT)
+            if finite:
+                add_products(dq, ds, k.mT)
+                add_products(own_dk.mT, q.mT, ds.mT)
+            else:
+                add_kept_products(dq, ds, k.mT)
+                add_kept_products(own_dk, ds.mT, q.mT)
     laid.put(found.dq, every_dq.mul_(walk.scale))
     found.dk.take(laid.keys, dk)
     found.dv.take(laid.keys, dv)

@@ -16,6 +16,7 @@ from maskdsl.ir.program import Program
 from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.failures import raise_at_call
 from maskdsl.runtime.reference import varies
+from maskdsl.runtime.torch_product import kept_products
 from maskdsl.runtime.torch_space import TorchSpace, sink_of
 
 PAIRS = 2**20  # of queries and keys whose logits are held at a time, or one query's
@@ -74,7 +75,10 @@ class TorchDecode:
         sink = sink_of(self.program, call, b, torch.tensor([h], device=device), compute)
         lse = lse if sink is None else torch.logaddexp(lse, sink)
         weights = torch.exp(s - lse.masked_fill(lse == -math.inf, 0)[:, None])
-        return weights @ v, lse
+        found = weights @ v
+        if not found.sum().isfinite():  # what some rows do not see may be infinite or NaN
+            found = kept_products(weights[None], v.mT[None])[0]
+        return found, lse
 
     def _score(
         self, s: torch.Tensor, call: Call, b: int, h: int, first: int, seen: np.ndarray

@@ -71,6 +71,4 @@ def drop(gradient: torch.Tensor, limits: Limits) -> None:
     """Gradients over pairs become zero where the pair is not kept."""
     for part, limit in limits:
         x = gradient[..., part]
-        limit = limit.clamp(min=0)
-        torch.nan_to_num(x, nan=math.inf, posinf=math.inf, neginf=-math.inf, out=x)
-        torch.clamp(x, -limit, limit, out=x)
+        x.copy_(torch.where(limit > 0, x, 0.0))

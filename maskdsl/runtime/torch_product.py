@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 LARGE = 2**21  # multiplications of one product that are worth a call of their own
@@ -35,6 +37,23 @@ def add_products(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
             total[i] += _linear(a[i], b[i])
     else:
         total += torch.bmm(a, b.mT)
+
+
+def add_kept_products(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add `kept_products(a, b)` to a tensor of their shape, whose matrices may overlap in memory."""
+    for own, x in zip(total, kept_products(a, b), strict=True):
+        own += x
+
+
+def kept_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`products`, where zeros of a leave out what they meet in b, be it infinite or NaN."""
+    found = products(a, b.nan_to_num(nan=0, posinf=0, neginf=0))
+    met = (a != 0).to(a.dtype)
+    up, down, nan = (
+        products(met, x.to(a.dtype)) > 0 for x in (b == math.inf, b == -math.inf, b.isnan())
+    )
+    found.masked_fill_(up, math.inf).masked_fill_(down, -math.inf)
+    return found.masked_fill_(nan | (up & down), math.nan)
 
 
 def one_by_one(x: torch.Tensor, multiplications: int) -> bool:

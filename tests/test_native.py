@@ -1,0 +1,210 @@
+"""The compiled part of the torch backend: built once, under any compiler, for any machine, and what
+runs where there is none.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from random_patterns import random_case
+from test_torch_backend import CASES, check
+from test_torch_gradients import check as check_gradients
+
+import maskdsl
+from maskdsl.runtime.native_library import compiler, library
+
+COMPILERS = {
+    "none": "",
+    "without AVX-512": "c++ -mno-avx512f",
+    "without AVX": "c++ -mno-avx",
+}
+X86 = os.uname().machine == "x86_64"
+
+
+@pytest.fixture(params=COMPILERS)
+def other(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Another compiler than that of this machine."""
+    if request.param.startswith("without") and not X86:
+        pytest.skip("instructions of x86")
+    monkeypatch.setenv("MASKDSL_CXX", COMPILERS[request.param])
+    return str(request.param)
+
+
+def test_this_machine_has_a_compiler() -> None:
+    """Else all tests of values would try the plain operations alone."""
+    assert compiler() is not None
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert library(dtype) is not None
+    assert library(torch.float64) is None
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_under_other_compilers(name: str, other: str) -> None:
+    assert (library(torch.float32) is None) == (other == "none")
+    text, q_tile, kv_tile, values = CASES[name]
+    check("pattern f " + text, q_tile, kv_tile, **values)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_under_other_compilers(dtype: torch.dtype, other: str) -> None:
+    check("pattern f over (n) keep near(n, 20)", 16, 16, n=90, heads=2, dtype=dtype, head_dim=24)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_under_other_compilers(seed: int, other: str) -> None:
+    case = random_case(2000 + seed)
+    check_gradients(
+        case.mask(), case.q_tile, case.kv_tile, batch=1, dtype=torch.float32, tolerance=1e-4
+    )
+
+
+@pytest.mark.parametrize("head_dim, value_dim", [(1, 1), (3, 130), (17, 5), (64, 64), (80, 48)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dimensions(head_dim: int, value_dim: int, dtype: torch.dtype) -> None:
+    check(
+        "pattern f over (n) keep near(n, 40)", 128, 16, n=150, heads=6, kv_heads=2, dtype=dtype,
+        head_dim=head_dim, value_dim=value_dim,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["bhnd", "bnhd"])
+def test_strides(layout: str) -> None:
+    """Tensors that are parts of others, overlap in memory, or lie the other way round."""
+    mask = maskdsl.parse("pattern f over (n) keep near(n, 9)").bind(n=70, heads=2)
+    kernels = [maskdsl.compile(mask, 16, backend=b, layout=layout) for b in ("torch", "reference")]
+    shape = (1, 2, 70, 16) if layout == "bhnd" else (1, 70, 2, 16)
+    wide = torch.randn(*shape[:-1], 40)
+    turned = torch.randn(*shape[:-2], 16, shape[-2]).mT
+    one = torch.randn(1, 1, 1, 16).expand(shape)
+    for x in (wide[..., 3:19], wide[..., ::2][..., :16], turned, one):
+        got, want = (kernel(x, x * 1, x) for kernel in kernels)
+        torch.testing.assert_close(got, want)
+        leaves = [x.detach().requires_grad_() for _ in range(3)]
+        d_out = one if x is not one else turned
+        found = [torch.autograd.grad(kernel(*leaves), leaves, d_out) for kernel in kernels]
+        torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("deviation", [1.0, 8.0])
+def test_sums_are_as_exact_as_those_of_torchs_own_attention(deviation: float) -> None:
+    """Root mean square errors against float64; torch's is FlexAttention's, block by block."""
+    n, dim = 2048, 64
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 4, n, dim, generator=g) for _ in range(3))
+    q *= deviation
+    mask = maskdsl.parse("pattern f over (n) keep causal(n)").bind(n=n, heads=4)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    want = attention(q.double(), k.double(), v.double(), is_causal=True)
+    own, theirs = (
+        float((x - want).square().mean().sqrt())
+        for x in (
+            maskdsl.compile(mask, dim, backend="torch")(q, k, v),
+            attention(q, k, v, is_causal=True),
+        )
+    )
+    assert own <= 1.25 * theirs
+
+
+BUILD = """
+import sys, warnings, torch, maskdsl
+warnings.simplefilter("error")
+mask = maskdsl.parse("pattern f over (n) keep causal(n)").bind(n=40)
+q, k, v = (torch.randn(1, 1, 40, 8) for _ in range(3))
+got, want = (maskdsl.compile(mask, 8, backend=b)(q, k, v) for b in ("torch", "reference"))
+torch.testing.assert_close(got, want)
+"""
+
+
+def run(cache: Path, compiler: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"MASKDSL_CACHE_DIR": str(cache), "MASKDSL_CXX": compiler}
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_processes_build_once_and_rebuild_what_is_damaged(tmp_path: Path) -> None:
+    log, script = tmp_path / "log", tmp_path / "c++ here"
+    script.write_text(f'#!/bin/sh\necho built >> "{log}"\nexec c++ "$@"\n')
+    script.chmod(0o700)
+    command = f"'{script}'"
+    done = [run(tmp_path / "cache", command) for _ in range(4)]
+    assert [x.communicate()[1] for x in done] == [""] * 4
+    assert log.read_text() == "built\n"
+    (entry,) = (tmp_path / "cache").rglob("native-float32-*.py")
+    text = entry.read_text()
+    assert "strips.cpp" in text
+    entry.write_text(text.replace("A", "B"))
+    process = run(tmp_path / "cache", command)
+    assert "does not count" in process.communicate()[1]  # a warning, here an error
+    again = run(tmp_path / "cache", command)
+    assert again.communicate()[1] == "" and log.read_text() == "built\n" * 2
+
+
+@pytest.mark.parametrize(
+    "command, cause",
+    [
+        ("false", "1"),
+        ("/no/such/compiler", "No such file"),
+        ("c++ -DROWS=", "error"),
+        ("c++ --no-such-option", "no-such-option"),
+        ("true", "0"),
+    ],
+)
+def test_a_compiler_that_fails_costs_one_warning(
+    command: str, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASKDSL_CXX", command)
+    with pytest.warns(UserWarning, match="without its compiled part") as caught:
+        assert library(torch.float32) is None
+    assert cause in str(caught[0].message) and "\n" not in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check("pattern f over (n) keep near(n, 5)", 16, 16, n=40)
+
+
+def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKDSL_CXX", "c++ '-D__builtin_malloc(x)=nullptr'")
+    mask = maskdsl.parse("pattern f over (n) keep causal(n)").bind(n=40)
+    q = torch.randn(1, 1, 40, 8)
+    with pytest.raises(MemoryError, match="no memory"):
+        maskdsl.compile(mask, 8, backend="torch")(q, q, q)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("where", ["q", "k", "v", "d_out"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_nobody_sees_may_be_anything(
+    bad: float, where: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Token 30 of one tensor is bad: that reaches its queries, or those who see it, and the
+    gradients of the keys that they see, nothing else in the tiles.
+    """
+    if not compiled:
+        monkeypatch.setenv("MASKDSL_CXX", "")
+    mask = maskdsl.parse("pattern f over (n) keep near(n, 7)").bind(n=64, heads=2)
+    kernel = maskdsl.compile(mask, 8, backend="torch")
+    sees = torch.from_numpy(mask.dense())
+    rows = sees[:, 30] if where in "kv" else torch.arange(64) == 30
+    keys, none = sees[rows].any(0), torch.zeros(64, dtype=torch.bool)
+    reached = (
+        none if where == "d_out" else rows, rows, keys, none if where == "v" else keys,
+    )  # fmt: skip
+    found = []
+    for value in (1.0, bad):
+        g = torch.Generator().manual_seed(0)
+        given = {n: torch.randn(1, 2, 64, 8, generator=g) for n in ("q", "k", "v", "d_out")}
+        given[where][:, :, 30] = value
+        d_out = given.pop("d_out")
+        leaves = [x.requires_grad_() for x in given.values()]
+        out = kernel(*leaves)
+        found.append((out, *torch.autograd.grad(out, leaves, d_out)))
+    for clean, x, bad_tokens in zip(*found, reached, strict=True):
+        torch.testing.assert_close(x[:, :, ~bad_tokens], clean[:, :, ~bad_tokens])
+        if bad != bad:
+            assert x[:, :, bad_tokens].isnan().all()
