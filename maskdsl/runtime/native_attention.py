@@ -134,7 +134,8 @@ def _prepared(walk: Walk, strips: Strips) -> Iterator[Prepared]:
     additions = (CAddition * len(strips.pieces))()
     first, held = 0, Held()
     for i, (group, strip, even) in enumerate(strips.pieces):
-        laid = Laid(walk, group, strip, Masks(group, walk.head_class, walk.q.device, walk.dtype), even)
+        masks = Masks(group, walk.head_class, walk.q.device, walk.dtype)
+        laid = Laid(walk, group, strip, masks, even)
         every = slice(0, strip.length)
         if walk.scores.any:
             added = _added(walk, laid.pairs(laid.whole(1 if even else strip.rows), every), held)

@@ -116,7 +116,7 @@ def _built(text: str, command: list[str]) -> str:
             lines = [x for x in done.stderr.splitlines() if "error" in x] or [f"{done.returncode}"]
             raise _BuildError(lines[0])
         image = base64.b64encode(file.read_bytes()).decode()
-    return f'"""Tiles of the torch backend, from {FOLDER.name}/strips.cpp."""\n\nLIBRARY = "{image}"\n'
+    return f'"""{FOLDER.name}/strips.cpp of the torch backend."""\n\nLIBRARY = "{image}"\n'
 
 
 def _opened(image: bytes) -> ctypes.CDLL:

@@ -80,12 +80,10 @@ class Strips:
             self.masks.append(mask)
             query, queries = _places(strip.queries)
             key, key_at = _places(strip.keys)
-            found.append(
-                CStrip(
-                    strip.rows, len(group.query_offsets), strip.step, strip.length, query, queries,
-                    key, strip.keys.count, key_at, len(mask), ctypes.addressof(mask),
-                )  # fmt: skip
-            )
+            size, count = len(group.query_offsets), strip.keys.count
+            rows = strip.rows, size, strip.step, strip.length
+            at = ctypes.addressof(mask)
+            found.append(CStrip(*rows, query, queries, key, count, key_at, len(mask), at))
         self.array = (CStrip * len(found))(*found)
 
     def shares(self, first: int, end: int, count: int) -> list[tuple[int, int]]:

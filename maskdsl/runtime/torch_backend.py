@@ -24,7 +24,7 @@ from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.failures import raise_at_call
 from maskdsl.runtime.groups import OPEN_SHAPE, Group, Grouping
 from maskdsl.runtime.input_tiles import InputTiles, Visits
-from maskdsl.runtime.native_strips import Piece
+from maskdsl.runtime.native_strips import Piece, Strips
 from maskdsl.runtime.sink_gradients import add_sink
 from maskdsl.runtime.torch_backward import Given, Gradients, KeySums, add_gradients
 from maskdsl.runtime.torch_forward import attend
@@ -57,7 +57,7 @@ class Lines:
         return sum(s.queries.count for line in self.all for s in line.strips)
 
     @cached_property
-    def compiled(self) -> native_attention.Strips:
+    def compiled(self) -> Strips:
         """As the compiled part takes them."""
         pieces = [
             Piece(line.group, strip, even)

@@ -88,7 +88,12 @@ class Pairs:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(kv heads, rows, heads each, queries)"""
-        return self.heads.shape[0], self.queries.shape[0], self.heads.shape[1], self.queries.shape[1]
+        return (
+            self.heads.shape[0],
+            self.queries.shape[0],
+            self.heads.shape[1],
+            self.queries.shape[1],
+        )
 
     def blocks(self) -> Iterator[tuple[int, Block, slice]]:
         """(key segment, block, its place among the columns) of each segment that is seen."""

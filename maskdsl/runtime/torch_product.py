@@ -40,7 +40,7 @@ def add_products(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def add_kept_products(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Add `kept_products(a, b)` to a tensor of their shape, whose matrices may overlap in memory."""
+    """Add `kept_products(a, b)` to a tensor of their shape, whose matrices may overlap."""
     for own, x in zip(total, kept_products(a, b), strict=True):
         own += x
 

@@ -113,9 +113,7 @@ def cut(strip: Strip, most: int) -> list[Strip]:
         rows = min(most, strip.rows - first)
         own = keys[first * strip.step : (first + rows - 1) * strip.step + strip.length]
         own_queries = queries[first * size : (first + rows) * size]
-        found.append(
-            replace(strip, queries=Tokens.of(own_queries), keys=Tokens.of(own), rows=rows)
-        )
+        found.append(replace(strip, queries=Tokens.of(own_queries), keys=Tokens.of(own), rows=rows))
     return found
 
 
