@@ -25,7 +25,6 @@ from maskdsl.runtime.native_strips import (
     Strips,
     packed,
 )
-from maskdsl.runtime.torch_backward import Given
 from maskdsl.runtime.torch_masks import Masks
 from maskdsl.runtime.torch_pairs import Pairs
 from maskdsl.runtime.torch_scores import Scores
@@ -88,18 +87,28 @@ def attend(
 
 
 def differentiate(
-    walk: Walk, strips: Strips, given: Given, dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor
-) -> None:
-    """Write dq of the rows of strips; add to dk and dv, float32 (kv heads, tokens, dim)."""
-    sums = {"dk": dk[:, None], "dv": dv[:, None]}
-    call = _call(walk, d_out=given.do, lse=given.lse, delta=given.delta, dq=dq, **sums)
+    walk: Walk, strips: Strips, out: torch.Tensor, lse: torch.Tensor, do: torch.Tensor,
+    grad_lse: torch.Tensor, dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor, add: bool,
+) -> None:  # fmt: skip
+    """Write dq of the rows of strips, dk and dv of all keys.
+
+    add: dk and dv, which are float32 then, are added to. It must be set where a call decides
+    anything for pairs: strips are then walked in several turns.
+    """
+    call = _call(
+        walk, out=out, lse=lse, d_out=do, d_lse=grad_lse, dq=dq, dk=dk[:, None], dv=dv[:, None]
+    )
+    call.add = add
     _run(walk, strips, call, "maskdsl_backward", 1)
 
 
 def _call(walk: Walk, **tensors: torch.Tensor) -> CCall:
     """tensors: (kv heads, heads each, tokens) or with a dimension more."""
     tensors |= {"q": walk.q, "k": walk.k[:, None], "v": walk.v[:, None]}
-    call = CCall(each=walk.each, dim=walk.q.shape[3], value_dim=walk.v.shape[2], scale=walk.scale)
+    call = CCall(
+        each=walk.each, tokens=walk.k.shape[1], dim=walk.q.shape[3], value_dim=walk.v.shape[2],
+        scale=walk.scale,
+    )  # fmt: skip
     call.tensors = []  # they live as long as the call
     for name, x in tensors.items():
         dense = x if x.ndim == 3 or x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()

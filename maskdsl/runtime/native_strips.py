@@ -48,10 +48,11 @@ class CTensor(ctypes.Structure):
 
 class CCall(ctypes.Structure):
     _fields_ = (
-        ("each", _Int), ("dim", _Int), ("value_dim", _Int), ("scale", ctypes.c_double),
+        ("each", _Int), ("tokens", _Int), ("dim", _Int), ("value_dim", _Int),
+        ("scale", ctypes.c_double),
         *((x, CTensor) for x in ("q", "k", "v", "out", "lse")), ("sink", _Pointer),
-        *((x, CTensor) for x in ("d_out", "delta", "dq", "dk", "dv")), ("strips", _Pointer),
-        ("additions", _Pointer),
+        *((x, CTensor) for x in ("d_out", "d_lse", "dq", "dk", "dv")), ("add", _Int),
+        ("strips", _Pointer), ("additions", _Pointer),
     )  # fmt: skip
 
 

@@ -56,6 +56,11 @@ class Lines:
     def queries(self) -> int:
         return sum(s.queries.count for line in self.all for s in line.strips)
 
+    @property
+    def decided(self) -> bool:
+        """Whether the call decides any pair."""
+        return any(line.group.decided for line in self.all)
+
     @cached_property
     def compiled(self) -> Strips:
         """As the compiled part takes them."""
@@ -81,6 +86,12 @@ class TorchBackend:
             None if g.varies and self._tiles else self._lines(g.planned()) for g in self._groupings
         ]
         queries = self.program.query_tokens
+        # whether one call of the compiled part gives all gradients of keys
+        self._once = (
+            len(self._planned) == 1
+            and all(x is not None and x.queries and not x.decided for x in self._planned)
+            and not self._scores.any
+        )
         self._whole = all(x is not None and x.queries == queries for x in self._planned)
 
     def forward(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,25 +127,35 @@ class TorchBackend:
         """
         compute = _compute(call)
         inputs = InputGradients(call, wanted, compute)
-        named = (call.q, call.k, call.v)
+        compiled = self._compiled(call) and not (wanted and self._scores.any)
+        once = compiled and self._once
         dq = self._blank(call.q.shape, call.q)
-        dk, dv = (torch.zeros_like(x, dtype=compute) for x in (call.k, call.v))
+        dk, dv = (
+            x.new_empty(x.shape) if once else x.new_zeros(x.shape, dtype=compute)
+            for x in (call.k, call.v)
+        )
         for b, walks in self._walks(call):
-            delta = torch.linalg.vecdot(do[b].to(compute), out[b].to(compute)) - grad_lse[b]
-            add_sink(inputs, self.program, call, b, lse[b], delta)
+            if not compiled or wanted:
+                delta = torch.linalg.vecdot(do[b].to(compute), out[b].to(compute)) - grad_lse[b]
+                add_sink(inputs, self.program, call, b, lse[b], delta)
             for walk, lines in walks:
                 heads = walk.heads
-                given = Given(*(heads.queries(x) for x in (do[b], lse[b], delta)))
                 own_dq = heads.queries(dq[b])
-                if self._compiled(call) and not (wanted and self._scores.any):
-                    sums = [x.new_zeros(x.shape, dtype=compute) for x in (walk.k, walk.v)]
-                    native_attention.differentiate(walk, lines.compiled, given, own_dq, *sums)
+                if compiled:
+                    rows = [heads.queries(x[b]) for x in (out, lse, do, grad_lse)]
+                    sums = [dk[b], dv[b]] if once else _zeros_like_keys(walk)
+                    native_attention.differentiate(
+                        walk, lines.compiled, *rows, own_dq, *sums, add=not once
+                    )
                 else:
-                    sums = _differentiate_all(walk, lines.all, given, own_dq, inputs)
+                    own = Given(*(heads.queries(x) for x in (do[b], lse[b], delta)))
+                    sums = _differentiate_all(walk, lines.all, own, own_dq, inputs)
                 heads.put(dq[b], own_dq)
-                heads.add(dk[b], sums[0])
-                heads.add(dv[b], sums[1])
-        found = [x.to(g.dtype) for x, g in zip((dq, dk, dv), named, strict=True)]
+                if not once:
+                    heads.add(dk[b], sums[0])
+                    heads.add(dv[b], sums[1])
+        given = (call.q, call.k, call.v)
+        found = [x.to(g.dtype) for x, g in zip((dq, dk, dv), given, strict=True)]
         return [*found, *(inputs.of(n) for n in call.inputs)]
 
     def _compiled(self, call: Call) -> bool:
@@ -210,6 +231,11 @@ def _attend(
     sink: torch.Tensor | None, out: torch.Tensor, lse: torch.Tensor,
 ) -> None:  # fmt: skip
     attend(Laid(walk, group, strip, masks, alike), sink, out, lse)
+
+
+def _zeros_like_keys(walk: Walk) -> list[torch.Tensor]:
+    """For sums of gradients of the walk's keys and values."""
+    return [x.new_zeros(x.shape, dtype=walk.dtype) for x in (walk.k, walk.v)]
 
 
 def _differentiate_all(

@@ -35,11 +35,12 @@ struct Tensor {  // (heads of keys, heads each, tokens, dim), strides in element
 };
 
 struct Call {
-    int64_t each, dim, value_dim;
+    int64_t each, tokens, dim, value_dim;  // tokens: of keys
     double scale;
     Tensor q, k, v, out, lse;
     const float* sink;  // (heads of keys, heads each), or null
-    Tensor d_out, delta, dq, dk, dv;  // dk, dv: sums, in float
+    Tensor d_out, d_lse, dq, dk, dv;
+    int64_t add;  // to dk and dv, which are floats then, whatever the type of the rest
     const Strip* strips;
     const Addition* additions;  // of each strip, or null
 };

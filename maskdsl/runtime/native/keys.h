@@ -15,8 +15,7 @@ struct Memory {  // one allocation of many arrays; counts only, where there is n
 struct Rows {
     float* at;
     int64_t pitch;
-    bool own;  // not the tensor's memory
-    float* from(int64_t i) const { return at + i * pitch; }
+    float* operator[](int64_t i) const { return at + i * pitch; }
 };
 
 struct Places {  // of keys: those from `first` on, or a list
@@ -26,31 +25,67 @@ struct Places {  // of keys: those from `first` on, or a list
     int64_t operator[](int64_t i) const { return list ? list[i] : first + i; }
 };
 
+struct Sums {  // of gradients of keys and values, one head's, a row for each token
+    Rows dk, dv;
+
+    void take(Memory& m, int64_t tokens, const Call& call) {
+        dk = rows(m, tokens, up(call.dim, UNIT));
+        dv = rows(m, tokens, up(call.value_dim, UNIT));
+    }
+
+    template <class T>
+    void give(const Call& call, int64_t head) const {
+        give_rows<T>(call.dk, head, dk, call.tokens, call.dim, call.add);
+        give_rows<T>(call.dv, head, dv, call.tokens, call.value_dim, call.add);
+    }
+
+  private:
+    static Rows rows(Memory& m, int64_t tokens, int64_t dim) {
+        float* found = m.take(tokens * dim);
+        if (m.all) __builtin_memset(found, 0, 4 * tokens * dim);
+        return {found, dim};
+    }
+
+    template <class T>
+    static void give_rows(const Tensor& x, int64_t head, Rows from, int64_t tokens, int64_t dim,
+                          bool add) {
+        for (int64_t i = 0; i < tokens; i++)
+            for (int64_t c = 0; c < dim; c += LANES) {
+                T* to = row_of<T>(x, head, 0, i) + c;
+                Floats own = load(from[i] + c);
+                store(to, add ? own + load(to, dim - c) : own, dim - c);
+            }
+    }
+};
+
 template <class T>
 struct Keys {
     Places places;
-    const float *k, *v;   // in granules: LANES keys, dimension by dimension; v: backward
-    Rows k_rows, v_rows;  // k_rows: backward
-    Rows dk, dv;          // backward
-    bool all_finite = true;   // whether all are; backward
+    const float *k, *v;       // in granules: LANES keys, dimension by dimension; v: backward
+    Rows k_rows, v_rows;      // k_rows: backward
+    Sums sums;                // backward
+    bool all_finite = true;   // backward
 
-    void take(Memory& m, const Call& call, int64_t head, Places given, bool backward) {
+    // every: sums of all tokens, which places that follow each other add to at once.
+    void take(Memory& m, const Call& call, int64_t head, Places given, const Sums* every) {
         places = given;
         k = pack(m, call.k, head, call.dim);
         v_rows = rows(m, call.v, head, call.value_dim);
-        if (!backward) return;
+        if (!every) return;
         v = pack(m, call.v, head, call.value_dim);
         k_rows = rows(m, call.k, head, call.dim);
-        dk = sums(m, call.dk, head, call.dim);
-        dv = sums(m, call.dv, head, call.value_dim);
-        if (!m.all) return;
-        all_finite = finite_rows(k_rows, call.dim) && finite_rows(v_rows, call.value_dim);
+        if (places.list) {
+            sums.take(m, places.count, call);
+        } else {
+            sums.dk = {every->dk[places.first], every->dk.pitch};
+            sums.dv = {every->dv[places.first], every->dv.pitch};
+        }
+        if (m.all) all_finite = finite_rows(k_rows, call.dim) && finite_rows(v_rows, call.value_dim);
     }
 
-    // Add sums that are not the tensor's own memory to it.
-    void give(const Call& call, int64_t head) const {
-        add(call.dk, head, dk, call.dim);
-        add(call.dv, head, dv, call.value_dim);
+    void give(const Sums& every) const {
+        add(every.dk, sums.dk);
+        add(every.dv, sums.dv);
     }
 
   private:
@@ -74,35 +109,27 @@ struct Keys {
         int64_t wide_dim = up(dim, UNIT);
         T* first = row_of<T>(x, head, 0, places.first);
         if (!places.list && sizeof(T) == 4 && dim == wide_dim)
-            return {reinterpret_cast<float*>(first), x.token, false};
+            return {reinterpret_cast<float*>(first), x.token};
         float* found = m.take(places.count * wide_dim);
         for (int64_t i = 0; m.all && i < places.count; i++) {
             const T* from = row_of<T>(x, head, 0, places[i]);
             for (int64_t c = 0; c < wide_dim; c += LANES)
                 store(found + i * wide_dim + c, c < dim ? load(from + c, dim - c) : Floats{});
         }
-        return {found, wide_dim, true};
+        return {found, wide_dim};
     }
 
-    Rows sums(Memory& m, const Tensor& x, int64_t head, int64_t dim) {
-        int64_t wide_dim = up(dim, UNIT);
-        if (!places.list && dim == wide_dim)
-            return {row_of<float>(x, head, 0, places.first), x.token, false};
-        float* found = m.take(places.count * wide_dim);
-        if (m.all) __builtin_memset(found, 0, 4 * places.count * wide_dim);
-        return {found, wide_dim, true};
-    }
-
-    void add(const Tensor& x, int64_t head, Rows sums, int64_t dim) const {
-        for (int64_t i = 0; sums.own && i < places.count; i++) {
-            float* to = row_of<float>(x, head, 0, places[i]);
-            for (int64_t c = 0; c < dim; c++) to[c] += sums.from(i)[c];
-        }
+    void add(Rows every, Rows own) const {
+        for (int64_t i = 0; i < places.count; i++)
+            for (int64_t c = 0; c < own.pitch; c += LANES) {
+                float* to = every[places[i]] + c;
+                store(to, load(to) + load(own[i] + c));
+            }
     }
 
     bool finite_rows(Rows x, int64_t dim) const {
         bool found = true;
-        for (int64_t i = 0; i < places.count; i++) found &= finite(x.from(i), up(dim, UNIT));
+        for (int64_t i = 0; i < places.count; i++) found &= finite(x[i], up(dim, UNIT));
         return found;
     }
 };

@@ -15,8 +15,10 @@ struct Row {
     float *q = nullptr, *s = nullptr, *out = nullptr;
     float *ds = nullptr, *d_out = nullptr, *dq = nullptr;
     int64_t each[QUERIES], place[QUERIES], token[QUERIES];  // of a query: its head, place in the row
-    float top[QUERIES], total[QUERIES];     // forward
-    float limit[QUERIES], delta[QUERIES];   // backward; limit: the log-sum-exp in powers of 2
+    // Forward: the greatest logit, in powers of 2, and the sum of weights relative to its.
+    float top[QUERIES], total[QUERIES];
+    // Backward: the log-sum-exp in powers of 2; what each gradient of a weight is too large by.
+    float limit[QUERIES], delta[QUERIES];
 
     Row(const Call& given, int64_t which, bool both)
         : call(given), head(which), backward(both), dim(up(given.dim, UNIT)),
@@ -140,7 +142,7 @@ struct Row {
         each_block(keys, [&](int64_t first, int64_t granules, int64_t at, int64_t from, int64_t to) {
             block_logits(q, padded(), keys.k + first * dim, granules, dim, s);
             weigh(granules, at);
-            add_product({s + from - first, PITCH, 1}, keys.v_rows.from(from), keys.v_rows.pitch,
+            add_product({s + from - first, PITCH, 1}, keys.v_rows[from], keys.v_rows.pitch,
                         to - from, out, skip ? count : padded(), value_dim, value_dim, skip);
         });
         for (int64_t j = 0; j < count; j++) finish(j);
@@ -160,9 +162,9 @@ struct Row {
                 if (addition || !of[g].whole()) store(own + g * LANES, x);
                 most = x > most ? x : most;
             }
-            float old = top[j], now = greatest(most);
+            float old = top[j], now = greatest(most) * LOG2E;
             now = now > old ? now : old;
-            float off = now == -INFINITE ? 0 : now * LOG2E;
+            float off = now == -INFINITE ? 0 : now;
             Floats weights = {};
             for (int64_t g = 0; g < granules; g++) {
                 Floats p = exp2(load(own + g * LANES) * LOG2E - off);
@@ -170,7 +172,7 @@ struct Row {
                 weights += p;
             }
             if (now > old) {
-                float less = old == -INFINITE ? 0 : __builtin_exp2f((old - now) * LOG2E);
+                float less = old == -INFINITE ? 0 : __builtin_exp2f(old - now);
                 total[j] *= less;
                 for (int64_t c = 0; c < value_dim; c += LANES) {
                     float* to = out + j * value_dim + c;
@@ -184,7 +186,7 @@ struct Row {
 
     void finish(int64_t j) {
         bool nothing = total[j] == 0;
-        float lse = nothing ? -INFINITE : top[j] + __builtin_logf(total[j]);
+        float lse = nothing ? -INFINITE : float(top[j] * LN2 + __builtin_log(total[j]));
         float share = nothing ? 1 : 1 / total[j];
         if (call.sink) {
             float sink = call.sink[head * call.each + each[j]];
@@ -203,7 +205,11 @@ struct Row {
         for (int64_t j = 0; j < count; j++) {
             float lse = *row_of<float>(call.lse, head, each[j], token[j]);
             limit[j] = lse == -INFINITE ? INFINITE : lse * LOG2E;  // without keys there are no weights
-            delta[j] = *row_of<float>(call.delta, head, each[j], token[j]);
+            const T* o = row_of<T>(call.out, head, each[j], token[j]);
+            Floats products = {};
+            for (int64_t c = 0; c < call.value_dim; c += LANES)
+                products += load(o + c, call.value_dim - c) * load(d_out + j * value_dim + c);
+            delta[j] = sum(products) - *row_of<float>(call.d_lse, head, each[j], token[j]);
         }
         bool skip = !keys.all_finite || !finite(q, count * dim) || !finite(d_out, count * value_dim);
         __builtin_memset(dq, 0, 4 * padded() * dim);
@@ -212,11 +218,11 @@ struct Row {
             block_logits(d_out, padded(), keys.v + first * value_dim, granules, value_dim, ds);
             slopes(granules, at);
             Matrix by_query = {ds + from - first, PITCH, 1}, by_key = {ds + from - first, 1, PITCH};
-            add_product({s + from - first, 1, PITCH}, d_out, value_dim, count, keys.dv.from(from),
-                        to - from, keys.dv.pitch, value_dim, skip);
-            add_product(by_key, q, dim, count, keys.dk.from(from), to - from, keys.dk.pitch, dim,
+            add_product({s + from - first, 1, PITCH}, d_out, value_dim, count, keys.sums.dv[from],
+                        to - from, keys.sums.dv.pitch, value_dim, skip);
+            add_product(by_key, q, dim, count, keys.sums.dk[from], to - from, keys.sums.dk.pitch, dim,
                         skip);
-            add_product(by_query, keys.k_rows.from(from), keys.k_rows.pitch, to - from, dq,
+            add_product(by_query, keys.k_rows[from], keys.k_rows.pitch, to - from, dq,
                         skip ? count : padded(), dim, dim, skip);
         });
         for (int64_t j = 0; j < count; j++) put_row(call.dq, call.dim, j, dq + j * dim, call.scale);

@@ -28,8 +28,11 @@ int run(const Call& call, int64_t head, int64_t first, int64_t end, bool backwar
     for (bool known = false;; known = true) {  // first how much memory, then the work
         memory.used = 0;
         row.take(memory);
+        Sums sums = {};
+        if (backward) sums.take(memory, call.tokens, call);
+        const Sums* every = backward ? &sums : nullptr;
         Keys<T> slices;
-        if (low < high) slices.take(memory, call, head, {low, nullptr, high - low}, backward);
+        if (low < high) slices.take(memory, call, head, {low, nullptr, high - low}, every);
         int64_t used = memory.used, most = used;
         for (int64_t i = first; i < end; i++) {
             row.strip = call.strips + i;
@@ -37,14 +40,14 @@ int run(const Call& call, int64_t head, int64_t first, int64_t end, bool backwar
             memory.used = used;
             Keys<T> own = slices;
             if (row.strip->key_at)
-                own.take(memory, call, head, {0, row.strip->key_at, row.strip->keys}, backward);
+                own.take(memory, call, head, {0, row.strip->key_at, row.strip->keys}, every);
             most = memory.used > most ? memory.used : most;
             if (!known) continue;
             row.walk(own);
-            if (backward && row.strip->key_at) own.give(call, head);
+            if (backward && row.strip->key_at) own.give(sums);
         }
         if (known) {
-            if (backward && low < high) slices.give(call, head);
+            if (backward) call.add ? sums.give<float>(call, head) : sums.give<T>(call, head);
             __builtin_free(all);
             return 0;
         }
