@@ -51,7 +51,8 @@ def test_one_graph_for_all_lengths() -> None:
         of_found, of_want = (
             torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (found, want)
         )
-        torch.testing.assert_close(of_found, of_want, rtol=1e-4, atol=1e-5)
+        # both are float32, and either is 1e-5 from float64
+        torch.testing.assert_close(of_found, of_want, rtol=1e-4, atol=4e-5)
     assert counter.frame_count == 1
 
 

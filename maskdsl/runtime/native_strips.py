@@ -12,6 +12,7 @@ from maskdsl.runtime.groups import Group
 from maskdsl.runtime.torch_strips import Strip, Tokens
 
 AHEAD, BEHIND = 16, 48  # ones before and after the bits of a mask
+LEAST_RUN = 48  # keys, in the mean, that are read where they lie
 
 _Int, _Pointer = ctypes.c_int64, ctypes.c_void_p
 
@@ -23,11 +24,15 @@ class CMask(ctypes.Structure):
     )  # fmt: skip
 
 
+class CRun(ctypes.Structure):
+    _fields_ = (("key", _Int), ("count", _Int))
+
+
 class CStrip(ctypes.Structure):
     _fields_ = (
         ("rows", _Int), ("size", _Int), ("step", _Int), ("length", _Int), ("query", _Int),
-        ("queries", _Pointer), ("key", _Int), ("keys", _Int), ("key_at", _Pointer), ("masks", _Int),
-        ("mask", _Pointer),
+        ("queries", _Pointer), ("key", _Int), ("keys", _Int), ("key_at", _Pointer), ("runs", _Int),
+        ("run", _Pointer), ("masks", _Int), ("mask", _Pointer),
     )  # fmt: skip
 
 
@@ -72,6 +77,7 @@ class Strips:
         self.work = [s.rows * len(g.query_offsets) * s.length for g, s, _ in self.pieces]
         self.masks: list[ctypes.Array[CMask]] = []  # of each
         self._bits: list[np.ndarray] = []
+        self._runs: list[ctypes.Array[CRun]] = []
         of: dict[int, ctypes.Array[CMask]] = {}
         found = []
         for group, strip, _ in self.pieces:
@@ -81,10 +87,14 @@ class Strips:
             self.masks.append(mask)
             query, queries = _places(strip.queries)
             key, key_at = _places(strip.keys)
+            run = _runs(strip)
+            if run:
+                self._runs.append(run)
+                key, key_at = run[0].key, None
             size, count = len(group.query_offsets), strip.keys.count
             rows = strip.rows, size, strip.step, strip.length
-            at = ctypes.addressof(mask)
-            found.append(CStrip(*rows, query, queries, key, count, key_at, len(mask), at))
+            ends = len(run), ctypes.addressof(run), len(mask), ctypes.addressof(mask)
+            found.append(CStrip(*rows, query, queries, key, count, key_at, *ends))
         self.array = (CStrip * len(found))(*found)
 
     def shares(self, first: int, end: int, count: int) -> list[tuple[int, int]]:
@@ -102,6 +112,18 @@ class Strips:
             self._bits.append(bits)
             found.append(CMask(part.start, part.stop, bits.ctypes.data, 0, 0, 0, bits.strides[0]))
         return (CMask * len(found))(*found)
+
+
+def _runs(strip: Strip) -> ctypes.Array[CRun]:
+    """Of the keys of a strip of one row, where those that follow each other are many."""
+    if strip.rows > 1 or isinstance(strip.keys.where, slice):
+        return (CRun * 0)()
+    places = strip.keys.places.numpy()
+    starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
+    if len(places) < LEAST_RUN * len(starts):
+        return (CRun * 0)()
+    counts = np.diff(starts, append=len(places))
+    return (CRun * len(starts))(*zip(places[starts].tolist(), counts.tolist(), strict=True))
 
 
 def _places(tokens: Tokens) -> tuple[int, int | None]:

@@ -128,10 +128,11 @@ class TorchBackend:
         compute = _compute(call)
         inputs = InputGradients(call, wanted, compute)
         compiled = self._compiled(call) and not (wanted and self._scores.any)
-        once = compiled and self._once
+        dense = all(x.stride(-1) == 1 for x in (call.k, call.v))
+        once = compiled and self._once and dense
         dq = self._blank(call.q.shape, call.q)
         dk, dv = (
-            x.new_empty(x.shape) if once else x.new_zeros(x.shape, dtype=compute)
+            torch.empty_like(x) if once else torch.zeros_like(x, dtype=compute)
             for x in (call.k, call.v)
         )
         for b, walks in self._walks(call):

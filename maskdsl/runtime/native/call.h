@@ -8,12 +8,18 @@ struct Mask {  // of the keys of a row from `first` to `end`
     int64_t head, row, each, query;  // bytes from one to the next
 };
 
+struct Run {  // of keys that follow each other
+    int64_t key, count;
+};
+
 struct Strip {  // row i of queries sees the keys of the strip from i * step on
     int64_t rows, size, step, length;  // size: queries of a row; length: keys of a row
     int64_t query;                     // the first, where `queries` is null
     const int64_t* queries;
-    int64_t key, keys;  // the first, where `key_at` is null; how many
-    const int64_t* key_at;
+    int64_t key, keys;  // the first, and how many
+    const int64_t* key_at;  // where each lies that is copied first, or null
+    int64_t runs;           // of the keys of the only row, where they are not one run, or 0
+    const Run* run;
     int64_t masks;
     const Mask* mask;
 };

@@ -9,7 +9,9 @@ static_assert(BLOCK % (LANES * GRANULES) == 0, "tiles fill blocks");
 
 // s[r] = logits of ROWS queries with N granules of keys.
 template <int N>
-inline void tile_logits(const float* q, const float* k, int64_t dim, float* s) {
+inline void tile_logits(const float* q, const float* const* k, int64_t dim, float* s) {
+    const float* own[N];
+    for (int n = 0; n < N; n++) own[n] = k[n];
     Floats total[ROWS][N] = {};
     for (int64_t c = 0; c < dim; c += TERMS) {
         Floats part[ROWS][N];
@@ -17,7 +19,7 @@ inline void tile_logits(const float* q, const float* k, int64_t dim, float* s) {
         for (int i = 0; i < TERMS; i++) {
             Floats b[N];
 #pragma GCC unroll 4
-            for (int n = 0; n < N; n++) b[n] = load(k + (n * dim + c + i) * LANES);
+            for (int n = 0; n < N; n++) b[n] = load(own[n] + (c + i) * LANES);
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; r++) {
                 float a = q[r * dim + c + i];
@@ -36,17 +38,16 @@ inline void tile_logits(const float* q, const float* k, int64_t dim, float* s) {
         for (int n = 0; n < N; n++) store(s + r * PITCH + n * LANES, total[r][n]);
 }
 
-// Logits of `rows` queries (a multiple of ROWS) with a block of granules.
-void block_logits(const float* q, int64_t rows, const float* k, int64_t granules, int64_t dim,
-                  float* s) {
+// Logits of `rows` queries (a multiple of ROWS) with a block of granules, each where k[g] points.
+void block_logits(const float* q, int64_t rows, const float* const* k, int64_t granules,
+                  int64_t dim, float* s) {
     int64_t g = 0;
     for (; g + GRANULES <= granules; g += GRANULES)
         for (int64_t r = 0; r < rows; r += ROWS)
-            tile_logits<GRANULES>(q + r * dim, k + g * dim * LANES, dim,
-                                  s + r * PITCH + g * LANES);
+            tile_logits<GRANULES>(q + r * dim, k + g, dim, s + r * PITCH + g * LANES);
     for (; g < granules; g++)
         for (int64_t r = 0; r < rows; r += ROWS)
-            tile_logits<1>(q + r * dim, k + g * dim * LANES, dim, s + r * PITCH + g * LANES);
+            tile_logits<1>(q + r * dim, k + g, dim, s + r * PITCH + g * LANES);
 }
 
 // A matrix whose element (r, i) is at[r * row + i * column].

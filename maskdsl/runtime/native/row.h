@@ -77,21 +77,61 @@ struct Row {
     }
 
     struct Granule {
-        int64_t at;          // the row's key that it begins with
-        uint32_t inside;     // which of its keys are the row's
-        const Mask* mask;    // or null
+        int64_t at;       // the row's key that it begins with
+        uint32_t inside;  // which of its keys are the row's
+        const Mask* mask;  // or null
         bool whole() const { return !mask && inside == (1u << LANES) - 1; }
     };
 
-    Granule granule(int64_t at) const {
-        Granule found = {at, (1u << LANES) - 1, nullptr};
-        if (at < 0) found.inside &= ~0u << -at;
-        if (at + LANES > strip->length) found.inside &= (1u << (strip->length - at)) - 1;
+    struct Part {  // of the row's keys in a block, which follow each other
+        int64_t column, key, count;  // column: of logits; key: as `Keys` counts
+    };
+
+    // Keys whose logits are held at a time.
+    struct Block {
+        int64_t granules = 0, parts = 0;
+        Granule granule[BLOCK / LANES];
+        const float *k[BLOCK / LANES], *v[BLOCK / LANES];
+        Part part[BLOCK / LANES];
+    };
+
+    // use(block) of all keys of the row.
+    template <class F>
+    void each_block(const Keys<T>& keys, F use) {
+        Block block;
+        int64_t at = 0, runs = strip->runs ? strip->runs : 1;
+        for (int64_t i = 0; i < runs; i++) {
+            Run run = {row * strip->step + strip->key, strip->length};
+            if (strip->runs) run = strip->run[i];
+            int64_t first = run.key - keys.places.first, end = first + run.count;
+            for (int64_t key = first / LANES * LANES; key < end; key += LANES) {
+                if (block.granules == BLOCK / LANES) use(block), block.granules = block.parts = 0;
+                add(block, keys, key, first, end, at);
+            }
+            at += run.count;
+        }
+        if (block.granules) use(block);
+    }
+
+    // Add the granule that begins with `key`, of a run from `first` to `end`, the row's key `at`.
+    void add(Block& block, const Keys<T>& keys, int64_t key, int64_t first, int64_t end, int64_t at) {
+        int64_t n = block.granules++, column = n * LANES;
+        Granule& own = block.granule[n];
+        own = {at + key - first, (1u << LANES) - 1, nullptr};
+        int64_t from = key, to = key + LANES;
+        if (from < first) own.inside &= ~0u << (first - from), from = first;
+        if (to > end) own.inside &= (1u << (end - key)) - 1, to = end;
         for (int64_t i = 0; i < strip->masks; i++) {  // they lie further apart than a granule
             const Mask& m = strip->mask[i];
-            if (at + LANES > m.first && at < m.end) found.mask = &m;
+            if (own.at + LANES > m.first && own.at < m.end) own.mask = &m;
         }
-        return found;
+        block.k[n] = keys.k + key * dim;
+        if (backward) block.v[n] = keys.v + key * value_dim;
+        Part& last = block.part[block.parts - 1];
+        if (block.parts && last.key + last.count == from && last.column + last.count == column)
+            last.count += to - from;
+        else
+            block.part[block.parts++] = {column + from - key, from, to - from};
     }
 
     // Which keys of a granule a query keeps.
@@ -122,51 +162,41 @@ struct Row {
         return x;
     }
 
-    // use(first key of the block, granules, first key by the row's count, its keys in the block).
-    template <class F>
-    void each_block(const Keys<T>& keys, F use) {
-        int64_t start = row * strip->step + (strip->key_at ? 0 : strip->key - keys.places.first);
-        int64_t end = start + strip->length;
-        for (int64_t first = start / LANES * LANES; first < end; first += BLOCK) {
-            int64_t from = first > start ? first : start;
-            int64_t to = first + BLOCK < end ? first + BLOCK : end;
-            use(first, up(to - first, LANES) / LANES, first - start, from, to);
-        }
-    }
-
     // skip: values may be infinite or NaN where nobody looks.
     void attend(const Keys<T>& keys, bool skip) {
         load_rows(call.q, call.dim, dim, float(call.scale), q);
         __builtin_memset(out, 0, 4 * padded() * value_dim);
         for (int64_t j = 0; j < count; j++) top[j] = -INFINITE, total[j] = 0;
-        each_block(keys, [&](int64_t first, int64_t granules, int64_t at, int64_t from, int64_t to) {
-            block_logits(q, padded(), keys.k + first * dim, granules, dim, s);
-            weigh(granules, at);
-            add_product({s + from - first, PITCH, 1}, keys.v_rows[from], keys.v_rows.pitch,
-                        to - from, out, skip ? count : padded(), value_dim, value_dim, skip);
+        each_block(keys, [&](const Block& block) {
+            block_logits(q, padded(), block.k, block.granules, dim, s);
+            weigh(block);
+            for (int64_t i = 0; i < block.parts; i++) {
+                Part p = block.part[i];
+                add_product({s + p.column, PITCH, 1}, keys.v_rows[p.key], keys.v_rows.pitch,
+                            p.count, out, skip ? count : padded(), value_dim, value_dim, skip);
+            }
         });
         for (int64_t j = 0; j < count; j++) finish(j);
     }
 
     // The online softmax of Milakov and Gimelshein, arXiv 1805.02867: logits become weights.
-    void weigh(int64_t granules, int64_t at) {
-        Granule of[BLOCK / LANES];
-        for (int64_t g = 0; g < granules; g++) of[g] = granule(at + g * LANES);
+    void weigh(const Block& block) {
         for (int64_t j = 0; j < count; j++) {
             float* own = s + j * PITCH;
             Floats most = Floats{} - INFINITE;
-            for (int64_t g = 0; g < granules; g++) {
+            for (int64_t g = 0; g < block.granules; g++) {
+                const Granule& of = block.granule[g];
                 Floats x = load(own + g * LANES);
-                if (addition) x = scored(x, at + g * LANES, j);
-                if (!of[g].whole()) x = where(kept(of[g], j), x, -INFINITE);
-                if (addition || !of[g].whole()) store(own + g * LANES, x);
+                if (addition) x = scored(x, of.at, j);
+                if (!of.whole()) x = where(kept(of, j), x, -INFINITE);
+                if (addition || !of.whole()) store(own + g * LANES, x);
                 most = x > most ? x : most;
             }
             float old = top[j], now = greatest(most) * LOG2E;
             now = now > old ? now : old;
             float off = now == -INFINITE ? 0 : now;
             Floats weights = {};
-            for (int64_t g = 0; g < granules; g++) {
+            for (int64_t g = 0; g < block.granules; g++) {
                 Floats p = exp2(load(own + g * LANES) * LOG2E - off);
                 store(own + g * LANES, p);
                 weights += p;
@@ -213,29 +243,32 @@ struct Row {
         }
         bool skip = !keys.all_finite || !finite(q, count * dim) || !finite(d_out, count * value_dim);
         __builtin_memset(dq, 0, 4 * padded() * dim);
-        each_block(keys, [&](int64_t first, int64_t granules, int64_t at, int64_t from, int64_t to) {
-            block_logits(q, padded(), keys.k + first * dim, granules, dim, s);
-            block_logits(d_out, padded(), keys.v + first * value_dim, granules, value_dim, ds);
-            slopes(granules, at);
-            Matrix by_query = {ds + from - first, PITCH, 1}, by_key = {ds + from - first, 1, PITCH};
-            add_product({s + from - first, 1, PITCH}, d_out, value_dim, count, keys.sums.dv[from],
-                        to - from, keys.sums.dv.pitch, value_dim, skip);
-            add_product(by_key, q, dim, count, keys.sums.dk[from], to - from, keys.sums.dk.pitch, dim,
-                        skip);
-            add_product(by_query, keys.k_rows[from], keys.k_rows.pitch, to - from, dq,
-                        skip ? count : padded(), dim, dim, skip);
+        each_block(keys, [&](const Block& block) {
+            block_logits(q, padded(), block.k, block.granules, dim, s);
+            block_logits(d_out, padded(), block.v, block.granules, value_dim, ds);
+            slopes(block);
+            for (int64_t i = 0; i < block.parts; i++) {
+                Part p = block.part[i];
+                Rows dv = keys.sums.dv, dk = keys.sums.dk, k = keys.k_rows;
+                add_product({s + p.column, 1, PITCH}, d_out, value_dim, count, dv[p.key], p.count,
+                            dv.pitch, value_dim, skip);
+                add_product({ds + p.column, 1, PITCH}, q, dim, count, dk[p.key], p.count, dk.pitch,
+                            dim, skip);
+                add_product({ds + p.column, PITCH, 1}, k[p.key], k.pitch, p.count, dq,
+                            skip ? count : padded(), dim, dim, skip);
+            }
         });
         for (int64_t j = 0; j < count; j++) put_row(call.dq, call.dim, j, dq + j * dim, call.scale);
     }
 
     // Logits become weights, and gradients of weights those of logits.
-    void slopes(int64_t granules, int64_t at) {
-        for (int64_t g = 0; g < granules; g++) {
-            Granule of = granule(at + g * LANES);
+    void slopes(const Block& block) {
+        for (int64_t g = 0; g < block.granules; g++) {
+            const Granule& of = block.granule[g];
             for (int64_t j = 0; j < count; j++) {
                 float *own = s + j * PITCH + g * LANES, *own_ds = ds + j * PITCH + g * LANES;
                 Floats x = load(own);
-                if (addition) x = scored(x, at + g * LANES, j);
+                if (addition) x = scored(x, of.at, j);
                 Floats p = exp2(x * LOG2E - limit[j]);
                 Floats d = p * (load(own_ds) - delta[j]);
                 if (!of.whole()) {

@@ -19,8 +19,9 @@ int run(const Call& call, int64_t head, int64_t first, int64_t end, bool backwar
     for (int64_t i = first; i < end; i++) {
         const Strip& x = call.strips[i];
         if (x.key_at) continue;
+        int64_t end = x.runs ? x.run[x.runs - 1].key + x.run[x.runs - 1].count : x.key + x.keys;
         low = x.key < low ? x.key : low;
-        high = x.key + x.keys > high ? x.key + x.keys : high;
+        high = end > high ? end : high;
     }
     Row<T> row(call, head, backward);
     Memory memory;
