@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -86,19 +87,40 @@ def attend(
     _run(walk, strips, call, "maskdsl_forward", shares)
 
 
-def differentiate(
-    walk: Walk, strips: Strips, out: torch.Tensor, lse: torch.Tensor, do: torch.Tensor,
-    grad_lse: torch.Tensor, dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor, add: bool,
-) -> None:  # fmt: skip
-    """Write dq of the rows of strips, dk and dv of all keys.
+@dataclass(frozen=True)
+class Given:
+    """What the backward pass is given: (kv heads, heads each, tokens), out and do with a dimension
+    more.
+    """
+
+    out: torch.Tensor
+    lse: torch.Tensor
+    do: torch.Tensor
+    grad_lse: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Where gradients go: dq (kv heads, heads each, tokens, dim), of the rows of strips; dk and dv
+    (kv heads, tokens, dim), of all keys.
 
     add: dk and dv, which are float32 then, are added to. It must be set where a call decides
     anything for pairs: strips are then walked in several turns.
     """
+
+    dq: torch.Tensor
+    dk: torch.Tensor
+    dv: torch.Tensor
+    add: bool
+
+
+def differentiate(walk: Walk, strips: Strips, given: Given, found: Gradients) -> None:
+    """Write the gradients."""
     call = _call(
-        walk, out=out, lse=lse, d_out=do, d_lse=grad_lse, dq=dq, dk=dk[:, None], dv=dv[:, None]
-    )
-    call.add = add
+        walk, out=given.out, lse=given.lse, d_out=given.do, d_lse=given.grad_lse, dq=found.dq,
+        dk=found.dk[:, None], dv=found.dv[:, None],
+    )  # fmt: skip
+    call.add = found.add
     _run(walk, strips, call, "maskdsl_backward", 1)
 
 

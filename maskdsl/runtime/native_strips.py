@@ -123,7 +123,8 @@ def _runs(strip: Strip) -> ctypes.Array[CRun]:
     if len(places) < LEAST_RUN * len(starts):
         return (CRun * 0)()
     counts = np.diff(starts, append=len(places))
-    return (CRun * len(starts))(*zip(places[starts].tolist(), counts.tolist(), strict=True))
+    runs = zip(places[starts].tolist(), counts.tolist(), strict=True)
+    return (CRun * len(starts))(*(CRun(*x) for x in runs))
 
 
 def _places(tokens: Tokens) -> tuple[int, int | None]:

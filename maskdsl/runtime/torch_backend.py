@@ -130,6 +130,7 @@ class TorchBackend:
         compiled = self._compiled(call) and not (wanted and self._scores.any)
         dense = all(x.stride(-1) == 1 for x in (call.k, call.v))
         once = compiled and self._once and dense
+        given = out, lse, do, grad_lse
         dq = self._blank(call.q.shape, call.q)
         dk, dv = (
             torch.empty_like(x) if once else torch.zeros_like(x, dtype=compute)
@@ -143,11 +144,10 @@ class TorchBackend:
                 heads = walk.heads
                 own_dq = heads.queries(dq[b])
                 if compiled:
-                    rows = [heads.queries(x[b]) for x in (out, lse, do, grad_lse)]
+                    rows = native_attention.Given(*(heads.queries(x[b]) for x in given))
                     sums = [dk[b], dv[b]] if once else _zeros_like_keys(walk)
-                    native_attention.differentiate(
-                        walk, lines.compiled, *rows, own_dq, *sums, add=not once
-                    )
+                    into = native_attention.Gradients(own_dq, sums[0], sums[1], not once)
+                    native_attention.differentiate(walk, lines.compiled, rows, into)
                 else:
                     own = Given(*(heads.queries(x) for x in (do[b], lse[b], delta)))
                     sums = _differentiate_all(walk, lines.all, own, own_dq, inputs)
@@ -155,8 +155,8 @@ class TorchBackend:
                 if not once:
                     heads.add(dk[b], sums[0])
                     heads.add(dv[b], sums[1])
-        given = (call.q, call.k, call.v)
-        found = [x.to(g.dtype) for x, g in zip((dq, dk, dv), given, strict=True)]
+        named = (call.q, call.k, call.v)
+        found = [x.to(g.dtype) for x, g in zip((dq, dk, dv), named, strict=True)]
         return [*found, *(inputs.of(n) for n in call.inputs)]
 
     def _compiled(self, call: Call) -> bool:
