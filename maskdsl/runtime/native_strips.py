@@ -136,6 +136,6 @@ def _places(tokens: Tokens) -> tuple[int, int | None]:
 
 def packed(kept: np.ndarray) -> np.ndarray:
     """bool (..., queries, keys) as bits, uint8 (..., queries, bytes)."""
-    width = [(0, 0)] * (kept.ndim - 1) + [(AHEAD, BEHIND)]
-    full = np.pad(kept, width, constant_values=True)
-    return np.ascontiguousarray(np.packbits(full, axis=-1, bitorder="little"))
+    full = np.ones((*kept.shape[:-1], AHEAD + kept.shape[-1] + BEHIND), bool)
+    full[..., AHEAD:-BEHIND] = kept
+    return np.packbits(full, axis=-1, bitorder="little")

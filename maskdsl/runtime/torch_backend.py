@@ -198,7 +198,8 @@ class TorchBackend:
         found = []
         for group in map(together, groups):
             strips = tuple(strips_of(group))
-            alike = [self._scores.alike and even(group, s, self.program) for s in strips]
+            scored = self._scores.any and self._scores.alike
+            alike = [scored and even(group, s, self.program) for s in strips]
             found.append(Line(group, strips, tuple(alike)))
         return Lines(found, self._scores.any)
 
