@@ -111,6 +111,26 @@ def test_sums_are_as_exact_as_those_of_torchs_own_attention(deviation: float) ->
     assert own <= 1.25 * theirs
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_rows_do_not_change_bits_of_others(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one tile whose logits or values are huge, or whose results are infinite."""
+    if not compiled:
+        monkeypatch.setenv("MASKDSL_CXX", "")
+    mask = maskdsl.parse("pattern f over (n) keep 0 <= q.n - k.n < 20").bind(n=128)
+    kernel = maskdsl.compile(mask, 16, backend="torch", q_tile=64, kv_tile=16)
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 128, 16, generator=g) for _ in range(3))
+    out = kernel(q, k, v)
+    for key, value in ((1e15, 1e30), (1.0, float("inf")), (float("nan"), 1.0)):
+        k2, v2 = k.clone(), v.clone()
+        k2[:, :, 70], v2[:, :, 70] = key, value
+        again = kernel(q, k2, v2)
+        others = torch.tensor([not 70 <= i < 90 for i in range(128)])
+        assert torch.equal(again[:, :, others], out[:, :, others])
+        if key == 1e15:
+            assert again.isfinite().all()
+
+
 BUILD = """
 import sys, warnings, torch, maskdsl
 warnings.simplefilter("error")

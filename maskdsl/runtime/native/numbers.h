@@ -12,7 +12,6 @@ constexpr int LANES = 4, GRANULES = 1, VECTORS = 2;
 constexpr int ROWS = 4;  // of a tile in registers
 constexpr float INFINITE = __builtin_inff();
 constexpr float LOG2E = 1.44269504f;
-constexpr double LN2 = 0.693147180559945309;
 
 using Floats = float __attribute__((vector_size(4 * LANES)));
 using Ints = int32_t __attribute__((vector_size(4 * LANES)));
