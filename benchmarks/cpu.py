@@ -6,7 +6,8 @@ Each case runs in a process of its own, with compiler caches of its own; ours an
 called in turn, and samples during which other processes kept the cores busy are discarded.
 FlexAttention counts with the best of its block sizes, and forward only: on a CPU it has no
 backward. "Set-up" is the first call less a steady one, from text to kernel for us, compilation for
-FlexAttention: cold, with nothing compiled yet (our C++ neither), and warm. Errors are of some queries against float64, at logits of standard deviation 1 and 8.
+FlexAttention: cold, with nothing compiled yet (our C++ neither), and warm. Errors are of some
+queries against float64, at logits of standard deviation 1 and 8.
 Memory is the peak above inputs and outputs, at three lengths of a causal window.
 """
 

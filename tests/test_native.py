@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +90,50 @@ def test_strides(layout: str) -> None:
         d_out = one if x is not one else turned
         found = [torch.autograd.grad(kernel(*leaves), leaves, d_out) for kernel in kernels]
         torch.testing.assert_close(*found)
+
+
+FAR = "logit - 0.5 ** (head + 1.0) * abs(q.n - k.n)"
+ADDED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "slopes, GQA": (f"over (n) keep near(n, 30) score {FAR}", {"heads": 4, "kv_heads": 2}, {}),
+    "dilated": (f"over (n) keep dilated(n, 9, 4) score {FAR}", {"heads": 2}, {}),
+    "a table by head": (
+        "over (n) input b[heads, 61]: float keep near(n, 30) score logit + b[head, q.n - k.n + 30]",
+        {"heads": 2}, {"b": (2, 61)},
+    ),
+    "by distance and batch": (
+        "over (n) input b[batch, 61]: float keep near(n, 30)"
+        " score logit + b[batch, q.n - k.n + 30] * abs(q.n - k.n)",
+        {"heads": 2}, {"b": (2, 61)},
+    ),
+    "a number": ("over (n) keep near(n, 30) score logit + 1.5", {"heads": 2}, {}),
+    "by place": (
+        "over (n) input b[n]: float keep near(n, 30) score logit + b[k.n] * q.n",
+        {"heads": 2}, {"b": (150,)},
+    ),
+    "chosen": (
+        "over (n) keep causal(n) score if q.n - k.n < 9 then logit + 2.0 else logit - 1.0", {}, {},
+    ),
+    "cross": ("over (n) -> (m) keep q.n >= k.m score logit - 0.1 * (q.n - k.m)", {"m": 90}, {}),
+    "inputs decide": (
+        f"over (n) input d[batch, n]: int keep d[batch, q.n] == d[batch, k.n] score {FAR}",
+        {"heads": 2}, {"d": torch.arange(150).div(23, rounding_mode="floor").repeat(2, 1)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tile", [None, 16, 64])
+@pytest.mark.parametrize("name", ADDED)
+def test_what_scores_add(name: str, tile: int | None) -> None:
+    text, values, inputs = ADDED[name]
+    mask = maskdsl.parse(f"pattern f {text}").bind(n=150, **values)
+    g = torch.Generator().manual_seed(0)
+    given = {
+        n: x if isinstance(x, torch.Tensor) else torch.randn(x, generator=g)
+        for n, x in inputs.items()
+    }
+    check_gradients(
+        mask, tile, None if tile is None else 16, given, dtype=torch.float32, tolerance=1e-3
+    )
 
 
 @pytest.mark.parametrize("deviation", [1.0, 8.0])

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from maskdsl.ir.program import Program
+from maskdsl.runtime.groups import Group
 from maskdsl.runtime.native_library import TYPES, compiler, library
 from maskdsl.runtime.native_strips import (
     CAdded,
@@ -27,7 +28,7 @@ from maskdsl.runtime.native_strips import (
     packed,
 )
 from maskdsl.runtime.torch_masks import Masks
-from maskdsl.runtime.torch_pairs import Pairs
+from maskdsl.runtime.torch_pairs import Pairs, evaluated
 from maskdsl.runtime.torch_scores import Scores
 from maskdsl.runtime.torch_strips import cut
 from maskdsl.runtime.torch_walk import Laid, Walk
@@ -169,7 +170,11 @@ def _prepared(walk: Walk, strips: Strips) -> Iterator[Prepared]:
         laid = Laid(walk, group, strip, masks, even)
         every = slice(0, strip.length)
         if walk.scores.any:
-            added = _added(walk, laid.pairs(laid.whole(1 if even else strip.rows), every), held)
+            step = _step(walk, group) if even else 0
+            if step:
+                added = _added_along(walk, group, step, held)
+            else:
+                added = _added(walk, laid.pairs(laid.whole(1 if even else strip.rows), every), held)
             additions[i] = CAddition(len(added), ctypes.addressof(added))
         if group.decided:
             mask = _decided(walk, laid.pairs(laid.whole(strip.rows), every), strips.masks[i], held)
@@ -191,6 +196,44 @@ def _added(walk: Walk, pairs: Pairs, held: Held) -> ctypes.Array[CAdded]:
         row = 0 if over.shape[1] == 1 else row  # the same for all
         found.append(CAdded(columns.start, columns.stop, over.data_ptr(), head, row, each, query))
     return held((CAdded * len(found))(*found))
+
+
+def _step(walk: Walk, group: Group) -> int:
+    """How far tokens of a row's queries, and of its keys, lie from each other, where that is one
+    number along one axis; else 0.
+    """
+    program = walk.program
+    sides = [program.queries[group.query_segment], *(program.keys[n] for n in group.segments)]
+    if len(sides) != 2 or any(len(x.axes) != 1 for x in sides):
+        return 0
+    steps = np.concatenate([np.diff(group.query_offsets), np.diff(group.key_offsets)])
+    return int(steps[0]) if len(steps) and (steps == steps[0]).all() else 0
+
+
+def _added_along(walk: Walk, group: Group, step: int, held: Held) -> ctypes.Array[CAdded]:
+    """What scores add where it depends on how far a key is from its query: one number for each
+    diagonal of a row's pairs. From query to query it moves by one.
+    """
+    (number,) = group.segments
+    score = walk.scores.of[group.query_segment][number]
+    if score is None or score.added is None:
+        return held((CAdded * 0)())
+    queries, keys = walk.program.queries[group.query_segment], walk.program.keys[number]
+    size, length = len(group.query_offsets), len(group.key_offsets)
+    first = group.keys[0, 0] + group.key_offsets[0] - keys.offset
+    first -= group.queries[0] + group.query_offsets[0] - queries.offset
+    apart = int(first) + step * torch.arange(1 - size, length)
+    leaves: dict[Any, Any] = {
+        "batch": walk.batch,
+        "head": walk.heads.heads[:, :, None],
+        ("q", queries.axes[0][0]): torch.zeros((), dtype=torch.int64),
+        ("k", keys.axes[0][0]): apart,
+    }
+    value = evaluated(score.added, leaves, walk.call.inputs, walk.space)
+    value = held(value.expand(*value.shape[:-1], len(apart)).contiguous())
+    head, each, _ = value.expand(*walk.heads.heads.shape, len(apart)).stride()
+    at = value.data_ptr() + (size - 1) * value.element_size()
+    return held((CAdded * 1)(CAdded(0, length, at, head, 0, each, -1)))
 
 
 def _decided(
