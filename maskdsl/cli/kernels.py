@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from maskdsl import __version__
-from maskdsl.cli import measure
 from maskdsl.cli.app import (
     KERNELS,
     SPEED,
@@ -28,11 +27,12 @@ from maskdsl.cli.app import (
 from maskdsl.cli.output import note, save, say, say_json, working
 from maskdsl.cli.values import bind, given, parse_tile, torch_dtype
 from maskdsl.errors import BindError
-from maskdsl.integrations.standalone import standalone
-from maskdsl.runtime.compile import compile as compile_mask
-from maskdsl.runtime.resources import Resources
+
+if TYPE_CHECKING:
+    from maskdsl.runtime.resources import Resources
 
 ValueDim = Annotated[int | None, typer.Option(help="Elements of a value (default head_dim).")]
+RIVALS = ("dense", "masked", "flex")
 Precision = Annotated[str, typer.Option(help="Of fp32 products: ieee or tf32.")]
 
 
@@ -41,6 +41,8 @@ def _kernel(
     kv_tile: str | None, **options: Any,
 ) -> Any:  # fmt: skip
     """What `compile` makes of a command line."""
+    from maskdsl.runtime.compile import compile as compile_mask
+
     mask = bind(spec, name, values)
     tiles: dict[str, Any] = {"q_tile": parse_tile(q_tile), "kv_tile": parse_tile(kv_tile)}
     return compile_mask(mask, dtype=torch_dtype(dtype), **tiles, **options)
@@ -154,6 +156,8 @@ def emit(
     \b
     maskdsl emit std/radial t=30 s=3840 heads=24 --head-dim 128 -o radial_attention.py
     """
+    from maskdsl.integrations.standalone import standalone
+
     mask = bind(spec, name, values)
     with working("emitting"):
         text = standalone(
@@ -185,7 +189,7 @@ def bench(
     direction: Annotated[str, typer.Option(help="forward, backward or both.")] = "forward",
     against: Annotated[
         list[str] | None,
-        typer.Option(help=f"Also measure, once for each: {', '.join(measure.RIVALS)}."),
+        typer.Option(help=f"Also measure, once for each: {', '.join(RIVALS)}."),
     ] = None,
     backend: Annotated[str, typer.Option(help="auto, triton, torch or reference.")] = "auto",
     q_tile: QTile = None,
@@ -209,7 +213,9 @@ def bench(
         "causal=\\[false,false]" heads=4 --head-dim 64 --against dense
     maskdsl bench std/causal n=8192 heads=8 --direction both --against dense --against flex --json
     """
-    setting = measure.Setting(
+    from maskdsl.cli.measure import Setting, measure, table
+
+    setting = Setting(
         mask=bind(spec, name, values),
         head_dim=head_dim,
         batch=batch,
@@ -224,12 +230,12 @@ def bench(
         seconds=seconds,
     )
     rivals = list(dict.fromkeys(against or []))
-    unknown = [r for r in rivals if r not in measure.RIVALS]
+    unknown = [r for r in rivals if r not in RIVALS]
     if unknown:
-        raise BindError(f"--against is one of {', '.join(measure.RIVALS)}, not '{unknown[0]}'")
+        raise BindError(f"--against is one of {', '.join(RIVALS)}, not '{unknown[0]}'")
     with working("measuring"):
-        found = measure.measure(setting, rivals)
+        found = measure(setting, rivals)
     if as_json:
         say_json(found)
         return
-    say(measure.table(found))
+    say(table(found))

@@ -18,7 +18,6 @@ from maskdsl.integrations.flex import score_mod, to_flex
 from maskdsl.pattern import Mask
 from maskdsl.runtime.compile import compile as compile_mask
 
-RIVALS = ("dense", "masked", "flex")
 MOST_PAIRS = 2**30  # of a mask given to SDPA as an array
 WHAT = {
     "maskdsl": "this kernel",

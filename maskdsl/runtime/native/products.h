@@ -1,41 +1,48 @@
 // Products of a few rows at a time, their sums in registers.
 
-constexpr int TERMS = 8;  // of one sum in a logit: rounding errors grow with it
+constexpr int TERMS = 8, SPAN = 32;  // of a logit, that are summed in registers
 constexpr int UNIT = LANES > TERMS ? LANES : TERMS;  // dimensions are filled up to a multiple
 constexpr int BLOCK = 192;                           // keys whose logits are held at a time
 constexpr int PITCH = BLOCK + 16;  // of logits: rows do not share a set of the cache
 constexpr int PIECE = 96;          // keys, or queries, that one sum adds
 static_assert(BLOCK % (LANES * GRANULES) == 0, "tiles fill blocks");
 
-// s[r] = logits of ROWS queries with N granules of keys.
+// s[r] = logits of ROWS queries with N granules of keys. Terms are summed in groups, groups in spans,
+// spans in memory: rounding errors grow with the number of terms that one sum takes in turn.
 template <int N>
 inline void tile_logits(const float* q, const float* const* k, int64_t dim, float* s) {
     const float* own[N];
     for (int n = 0; n < N; n++) own[n] = k[n];
-    Floats total[ROWS][N] = {};
-    for (int64_t c = 0; c < dim; c += TERMS) {
-        Floats part[ROWS][N];
+    for (int64_t first = 0; first < dim; first += SPAN) {
+        int64_t end = first + SPAN < dim ? first + SPAN : dim;
+        Floats total[ROWS][N] = {};
+        for (int64_t c = first; c < end; c += TERMS) {
+            Floats part[ROWS][N];
 #pragma GCC unroll 8
-        for (int i = 0; i < TERMS; i++) {
-            Floats b[N];
+            for (int i = 0; i < TERMS; i++) {
+                Floats b[N];
 #pragma GCC unroll 4
-            for (int n = 0; n < N; n++) b[n] = load(own[n] + (c + i) * LANES);
+                for (int n = 0; n < N; n++) b[n] = load(own[n] + (c + i) * LANES);
 #pragma GCC unroll 4
-            for (int r = 0; r < ROWS; r++) {
-                float a = q[r * dim + c + i];
+                for (int r = 0; r < ROWS; r++) {
+                    float a = q[r * dim + c + i];
 #pragma GCC unroll 4
-                for (int n = 0; n < N; n++) part[r][n] = i ? part[r][n] + b[n] * a : b[n] * a;
+                    for (int n = 0; n < N; n++) part[r][n] = i ? part[r][n] + b[n] * a : b[n] * a;
+                }
             }
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+                for (int n = 0; n < N; n++) total[r][n] += part[r][n];
         }
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
-            for (int n = 0; n < N; n++) total[r][n] += part[r][n];
+            for (int n = 0; n < N; n++) {
+                float* at = s + r * PITCH + n * LANES;
+                store(at, first ? load(at) + total[r][n] : total[r][n]);
+            }
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-        for (int n = 0; n < N; n++) store(s + r * PITCH + n * LANES, total[r][n]);
 }
 
 // Logits of `rows` queries (a multiple of ROWS) with a block of granules, each where k[g] points.
