@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "maskdsl"
@@ -63,6 +65,23 @@ def test_the_simulator_needs_neither_torch_nor_triton() -> None:
         for path in paths:
             text = path.read_text()
             assert "import torch" not in text and "import triton" not in text, path
+
+
+WITHOUT_TORCH = """
+import sys
+import maskdsl
+from maskdsl.cli import main
+mask = maskdsl.load("std/sliding_window").bind(n=4096, window=512)
+maskdsl.simulate(mask, head_dim=64, heads=8, device="h100")
+assert not {"torch", "triton", "matplotlib"} & set(sys.modules)
+assert {*maskdsl.__all__} <= {*dir(maskdsl)} and maskdsl.compile(mask, 64).backend
+assert maskdsl.natten.na1d and not hasattr(maskdsl, "no_such_name")
+"""
+
+
+def test_torch_is_imported_where_it_is_needed() -> None:
+    """Four seconds of every command otherwise."""
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH], check=True)
 
 
 def test_files_are_about_one_idea() -> None:
