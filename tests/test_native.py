@@ -111,6 +111,21 @@ def test_sums_are_as_exact_as_those_of_torchs_own_attention(deviation: float) ->
     assert own <= 1.25 * theirs
 
 
+@pytest.mark.parametrize("logit", [1e10, -1e10, -1e30, torch.finfo(torch.float32).min])
+def test_logits_far_from_zero(logit: float) -> None:
+    """Rows whose keys are all as near to being left out, or as far from it, see them alike."""
+    text = "pattern f over (n) input b[n]: float keep near(n, 5) score logit + b[k.n]"
+    mask = maskdsl.parse(text).bind(n=40)
+    kernel = maskdsl.compile(mask, 8, backend="torch")
+    v = torch.randint(-3, 4, (1, 1, 40, 8)).float()
+    out, lse = kernel(0 * v, v, v, b=torch.full((40,), logit), return_lse=True)
+    kept = torch.from_numpy(mask.dense(b=torch.zeros(40))).float()
+    torch.testing.assert_close(out[0, 0], kept @ v[0, 0] / kept.sum(1, keepdim=True))
+    torch.testing.assert_close(lse, torch.full((1, 1, 40), logit))
+    far = torch.full((1, 1, 40, 8), logit / 4e9 if abs(logit) < 1e11 else 1.0)
+    torch.testing.assert_close(kernel(1e9 * far.abs(), far, v, b=torch.zeros(40)), out)
+
+
 BUILD = """
 import sys, warnings, torch, maskdsl
 warnings.simplefilter("error")

@@ -12,7 +12,6 @@ constexpr int LANES = 4, GRANULES = 1, VECTORS = 2;
 constexpr int ROWS = 4;  // of a tile in registers
 constexpr float INFINITE = __builtin_inff();
 constexpr float LOG2E = 1.44269504f;
-constexpr double LN2 = 0.693147180559945309;
 
 using Floats = float __attribute__((vector_size(4 * LANES)));
 using Ints = int32_t __attribute__((vector_size(4 * LANES)));
@@ -109,7 +108,7 @@ inline Floats exp2(Floats x) {
     Floats whole = x + round;
     Ints bits;
     __builtin_memcpy(&bits, &whole, sizeof bits);
-    bits = (bits << 23) + (127 << 23);
+    bits = (bits + 127) << 23;
     Floats power;
     __builtin_memcpy(&power, &bits, sizeof power);
     Floats f = x - (whole - round);

@@ -15,9 +15,9 @@ struct Row {
     float *q = nullptr, *s = nullptr, *out = nullptr;
     float *ds = nullptr, *d_out = nullptr, *dq = nullptr;
     int64_t each[QUERIES], place[QUERIES], token[QUERIES];  // of a query: its head, place in the row
-    // Forward: the greatest logit, in powers of 2, and the sum of weights relative to its.
+    // Forward: the greatest logit, and the sum of weights relative to its.
     float top[QUERIES], total[QUERIES];
-    // Backward: the log-sum-exp in powers of 2; what each gradient of a weight is too large by.
+    // Backward: the log-sum-exp; what each gradient of a weight is too large by.
     float limit[QUERIES], delta[QUERIES];
 
     Row(const Call& given, int64_t which, bool both)
@@ -192,17 +192,17 @@ struct Row {
                 if (addition || !of.whole()) store(own + g * LANES, x);
                 most = x > most ? x : most;
             }
-            float old = top[j], now = greatest(most) * LOG2E;
+            float old = top[j], now = greatest(most);
             now = now > old ? now : old;
             float off = now == -INFINITE ? 0 : now;
             Floats weights = {};
             for (int64_t g = 0; g < block.granules; g++) {
-                Floats p = exp2(load(own + g * LANES) * LOG2E - off);
+                Floats p = exp2((load(own + g * LANES) - off) * LOG2E);
                 store(own + g * LANES, p);
                 weights += p;
             }
             if (now > old) {
-                float less = old == -INFINITE ? 0 : __builtin_exp2f(old - now);
+                float less = old == -INFINITE ? 0 : __builtin_expf(old - now);
                 total[j] *= less;
                 for (int64_t c = 0; c < value_dim; c += LANES) {
                     float* to = out + j * value_dim + c;
@@ -216,7 +216,7 @@ struct Row {
 
     void finish(int64_t j) {
         bool nothing = total[j] == 0;
-        float lse = nothing ? -INFINITE : float(top[j] * LN2 + __builtin_log(total[j]));
+        float lse = nothing ? -INFINITE : float(top[j] + __builtin_log(total[j]));
         float share = nothing ? 1 : 1 / total[j];
         if (call.sink) {
             float sink = call.sink[head * call.each + each[j]];
@@ -234,7 +234,7 @@ struct Row {
         load_rows(call.d_out, call.value_dim, value_dim, 1, d_out);
         for (int64_t j = 0; j < count; j++) {
             float lse = *row_of<float>(call.lse, head, each[j], token[j]);
-            limit[j] = lse == -INFINITE ? INFINITE : lse * LOG2E;  // without keys there are no weights
+            limit[j] = lse == -INFINITE ? INFINITE : lse;  // without keys there are no weights
             const T* o = row_of<T>(call.out, head, each[j], token[j]);
             Floats products = {};
             for (int64_t c = 0; c < call.value_dim; c += LANES)
@@ -269,7 +269,7 @@ struct Row {
                 float *own = s + j * PITCH + g * LANES, *own_ds = ds + j * PITCH + g * LANES;
                 Floats x = load(own);
                 if (addition) x = scored(x, of.at, j);
-                Floats p = exp2(x * LOG2E - limit[j]);
+                Floats p = exp2((x - limit[j]) * LOG2E);
                 Floats d = p * (load(own_ds) - delta[j]);
                 if (!of.whole()) {
                     uint32_t bits = kept(of, j);
