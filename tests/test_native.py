@@ -169,6 +169,11 @@ def test_processes_build_once_and_rebuild_what_is_damaged(tmp_path: Path) -> Non
         ("c++ -DROWS=", "error"),
         ("c++ --no-such-option", "no-such-option"),
         ("true", "0"),
+        ("c++ '-O1", "No such file"),
+        ("c++ -D\udcff", "error"),
+        ("c++ -Dmaskdsl_backward=other", "no maskdsl_backward"),
+        (r"printf '\377error\n'", ""),
+        (r"sh -c 'printf \\377error >&2; exit 1'", "error"),
     ],
 )
 def test_a_compiler_that_fails_costs_one_warning(
@@ -181,6 +186,15 @@ def test_a_compiler_that_fails_costs_one_warning(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check("pattern f over (n) keep near(n, 5)", 16, 16, n=40)
+
+
+def test_a_system_without_files_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_such_call(*_: object) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", no_such_call, raising=False)
+    monkeypatch.setenv("MASKDSL_CXX", "c++ -DNO_MEMFD")
+    assert library(torch.float32) is not None
 
 
 def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
