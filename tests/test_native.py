@@ -4,10 +4,13 @@ runs where there is none.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import warnings
+import weakref
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,10 @@ from test_torch_backend import CASES, check
 from test_torch_gradients import check as check_gradients
 
 import maskdsl
+from maskdsl.runtime import native_attention, native_library
+from maskdsl.runtime.native_attention import Held
 from maskdsl.runtime.native_library import compiler, library
+from maskdsl.runtime.torch_workers import Task
 
 COMPILERS = {
     "none": "",
@@ -186,6 +192,49 @@ def test_a_compiler_that_fails_costs_one_warning(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check("pattern f over (n) keep near(n, 5)", 16, 16, n=40)
+
+
+def test_a_compiler_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 50)
+    folder.mkdir()
+    script = folder / "cxx"
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o700)
+    monkeypatch.setenv("MASKDSL_CXX", str(script))
+    monkeypatch.setattr(native_library, "SECONDS", 0.1)
+    with pytest.warns(UserWarning, match=r"not done after 0\.1 s"):
+        assert library(torch.float32) is None
+
+
+def test_an_interrupted_call_leaves_running_tasks_what_they_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "pattern f over (n) input s[heads]: float keep causal(n) score logit - s[0] * k.n"
+    kernel = maskdsl.compile(maskdsl.parse(text).bind(n=40), 8, backend="torch")
+    tasks: list[Task] = []
+    held: list[weakref.ref[Held]] = []
+
+    class Watched(Held):
+        def __init__(self) -> None:
+            super().__init__()
+            held.append(weakref.ref(self))
+
+    def interrupted(given: Iterable[Task], at_once: int) -> None:
+        tasks.extend(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(native_attention, "Held", Watched)
+    monkeypatch.setattr(native_attention, "run_all", interrupted)
+    q = torch.randn(1, 1, 40, 8)
+    try:
+        kernel(q, q, q, s=torch.ones(1))
+    except KeyboardInterrupt:
+        pass
+    gc.collect()
+    assert tasks and held and held[0]() is not None
+    tasks.clear()
+    gc.collect()
+    assert held[0]() is None
 
 
 def test_a_system_without_files_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,9 +94,11 @@ def _load(dtype: torch.dtype, command: list[str]) -> ctypes.CDLL | None:
         kept = load_source(f"native-{name}-{digest}", lambda: _built(text, [*command, *options]))
         return _opened(base64.b64decode(kept.LIBRARY))
     except (OSError, subprocess.SubprocessError, _BuildError) as error:
+        late = isinstance(error, subprocess.TimeoutExpired)
+        what = f"not done after {SECONDS:g} s" if late else str(error)[:300]
         where = shlex.join(command)
         warnings.warn(
-            f"the torch backend does without its compiled part: {where}: {str(error)[:300]} "
+            f"the torch backend does without its compiled part: {where}: {what} "
             "(MASKDSL_CXX names another compiler, or none where it is empty)",
             stacklevel=2,
         )
