@@ -4,10 +4,13 @@ runs where there is none.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import warnings
+import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,10 @@ from test_torch_backend import CASES, check
 from test_torch_gradients import check as check_gradients
 
 import maskdsl
+from maskdsl.runtime import native_attention, native_library
+from maskdsl.runtime.native_attention import Held
 from maskdsl.runtime.native_library import compiler, library
+from maskdsl.runtime.torch_workers import Task
 
 COMPILERS = {
     "none": "",
@@ -176,6 +182,21 @@ def test_rows_do_not_change_bits_of_others(compiled: bool, monkeypatch: pytest.M
             assert again.isfinite().all()
 
 
+@pytest.mark.parametrize("logit", [1e10, -1e10, -1e30, torch.finfo(torch.float32).min])
+def test_logits_far_from_zero(logit: float) -> None:
+    """Rows whose keys are all as near to being left out, or as far from it, see them alike."""
+    text = "pattern f over (n) input b[n]: float keep near(n, 5) score logit + b[k.n]"
+    mask = maskdsl.parse(text).bind(n=40)
+    kernel = maskdsl.compile(mask, 8, backend="torch")
+    v = torch.randint(-3, 4, (1, 1, 40, 8)).float()
+    out, lse = kernel(0 * v, v, v, b=torch.full((40,), logit), return_lse=True)
+    kept = torch.from_numpy(mask.dense(b=torch.zeros(40))).float()
+    torch.testing.assert_close(out[0, 0], kept @ v[0, 0] / kept.sum(1, keepdim=True))
+    torch.testing.assert_close(lse, torch.full((1, 1, 40), logit))
+    far = torch.full((1, 1, 40, 8), logit / 4e9 if abs(logit) < 1e11 else 1.0)
+    torch.testing.assert_close(kernel(1e9 * far.abs(), far, v, b=torch.zeros(40)), out)
+
+
 BUILD = """
 import sys, warnings, torch, maskdsl
 warnings.simplefilter("error")
@@ -219,6 +240,11 @@ def test_processes_build_once_and_rebuild_what_is_damaged(tmp_path: Path) -> Non
         ("c++ -DROWS=", "error"),
         ("c++ --no-such-option", "no-such-option"),
         ("true", "0"),
+        ("c++ '-O1", "No such file"),
+        ("c++ -D\udcff", "error"),
+        ("c++ -Dmaskdsl_backward=other", "no maskdsl_backward"),
+        (r"printf '\377error\n'", ""),
+        (r"sh -c 'printf \\377error >&2; exit 1'", "error"),
     ],
 )
 def test_a_compiler_that_fails_costs_one_warning(
@@ -231,6 +257,58 @@ def test_a_compiler_that_fails_costs_one_warning(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check("pattern f over (n) keep near(n, 5)", 16, 16, n=40)
+
+
+def test_a_compiler_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 50)
+    folder.mkdir()
+    script = folder / "cxx"
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o700)
+    monkeypatch.setenv("MASKDSL_CXX", str(script))
+    monkeypatch.setattr(native_library, "SECONDS", 0.1)
+    with pytest.warns(UserWarning, match=r"not done after 0\.1 s"):
+        assert library(torch.float32) is None
+
+
+def test_an_interrupted_call_leaves_running_tasks_what_they_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "pattern f over (n) input s[heads]: float keep causal(n) score logit - s[0] * k.n"
+    kernel = maskdsl.compile(maskdsl.parse(text).bind(n=40), 8, backend="torch")
+    tasks: list[Task] = []
+    held: list[weakref.ref[Held]] = []
+
+    class Watched(Held):
+        def __init__(self) -> None:
+            super().__init__()
+            held.append(weakref.ref(self))
+
+    def interrupted(given: Iterable[Task], at_once: int) -> None:
+        tasks.extend(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(native_attention, "Held", Watched)
+    monkeypatch.setattr(native_attention, "run_all", interrupted)
+    q = torch.randn(1, 1, 40, 8)
+    try:
+        kernel(q, q, q, s=torch.ones(1))
+    except KeyboardInterrupt:
+        pass
+    gc.collect()
+    assert tasks and held and held[0]() is not None
+    tasks.clear()
+    gc.collect()
+    assert held[0]() is None
+
+
+def test_a_system_without_files_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_such_call(*_: object) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", no_such_call, raising=False)
+    monkeypatch.setenv("MASKDSL_CXX", "c++ -DNO_MEMFD")
+    assert library(torch.float32) is not None
 
 
 def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

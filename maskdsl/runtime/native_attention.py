@@ -39,7 +39,7 @@ PAIRS = 2**21  # of a strip that a call decides something for: worked out at onc
 SHARES = 4  # of the work, for each core, where heads alone do not share it evenly
 
 X = TypeVar("X")
-Prepared = tuple[int, int, ctypes.Array[CStrip], "ctypes.Array[CAddition] | None"]
+Prepared = tuple[int, int, ctypes.Array[CStrip], "ctypes.Array[CAddition] | None", "Held"]
 
 
 class Held:
@@ -83,6 +83,7 @@ def attend(
     call = _call(walk, out=out, lse=lse)
     own_sink = None if sink is None else sink.contiguous()
     call.sink = None if own_sink is None else own_sink.data_ptr()
+    call.tensors.append(own_sink)
     heads, cores = len(walk.heads.kv), workers(walk.q.device)
     shares = 1 if heads % cores == 0 or heads >= SHARES * cores else -(-SHARES * cores // heads)
     _run(walk, strips, call, "maskdsl_forward", shares)
@@ -147,7 +148,9 @@ def _run(walk: Walk, strips: Strips, call: CCall, name: str, shares: int) -> Non
         if function(ctypes.addressof(call), head, first, end):
             raise MemoryError("no memory is left for attention on this CPU")
 
-    for first, end, array, additions in _prepared(walk, strips):
+    for first, end, array, additions, held in _prepared(walk, strips):
+        # where this is interrupted, tasks that run read them to their end
+        call.given = strips, array, additions, held
         call.strips = ctypes.addressof(array)
         call.additions = None if additions is None else ctypes.addressof(additions)
         parts = strips.shares(first, end, shares)
@@ -160,7 +163,7 @@ def _prepared(walk: Walk, strips: Strips) -> Iterator[Prepared]:
     if not strips.pieces:
         return
     if not walk.scores.any and not any(x.group.decided for x in strips.pieces):
-        yield 0, len(strips.pieces), strips.array, None
+        yield 0, len(strips.pieces), strips.array, None, Held()
         return
     array = (CStrip * len(strips.pieces))(*strips.array)
     additions = (CAddition * len(strips.pieces))()
@@ -180,7 +183,7 @@ def _prepared(walk: Walk, strips: Strips) -> Iterator[Prepared]:
             mask = _decided(walk, laid.pairs(laid.whole(strip.rows), every), strips.masks[i], held)
             array[i].mask = ctypes.addressof(mask)
         if held.bytes > HELD or i + 1 == len(strips.pieces):
-            yield first, i + 1, array, additions if walk.scores.any else None
+            yield first, i + 1, array, additions if walk.scores.any else None, held
             first, held = i + 1, Held()
 
 

@@ -54,7 +54,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 def prepare(dtype: torch.dtype) -> None:
     """Begin to build what `library` gives, beside what else is to be done before a first call."""
-    if not any(type_ == TYPES.get(dtype) for type_, _ in _libraries):
+    if not any(type_ == TYPES.get(dtype) for type_, _ in list(_libraries)):
         threading.Thread(target=library, args=(dtype,), name="maskdsl-build").start()
 
 
@@ -62,7 +62,10 @@ def compiler() -> list[str] | None:
     """The command that compiles C++, None where there is none."""
     given = os.environ.get("MASKDSL_CXX")
     if given is not None:
-        return shlex.split(given) or None
+        try:
+            return shlex.split(given) or None
+        except ValueError:
+            return [given]  # a quote is left open: no such command, as a warning says
     if sys.platform not in ("linux", "darwin"):
         return None
     return _found()
@@ -85,15 +88,17 @@ def _load(dtype: torch.dtype, command: list[str]) -> ctypes.CDLL | None:
     options = [*OPTIONS, own, f"-DTYPE={TYPES[dtype]}"]
     text = source()
     covered = "\0".join([text, *command, *options, _machine()])
-    digest = hashlib.sha256(covered.encode()).hexdigest()[:24]
+    digest = hashlib.sha256(os.fsencode(covered)).hexdigest()[:24]
     name = str(dtype).removeprefix("torch.")
     try:
         kept = load_source(f"native-{name}-{digest}", lambda: _built(text, [*command, *options]))
         return _opened(base64.b64decode(kept.LIBRARY))
     except (OSError, subprocess.SubprocessError, _BuildError) as error:
+        late = isinstance(error, subprocess.TimeoutExpired)
+        what = f"not done after {SECONDS:g} s" if late else str(error)[:300]
         where = shlex.join(command)
         warnings.warn(
-            f"the torch backend does without its compiled part: {where}: {str(error)[:300]} "
+            f"the torch backend does without its compiled part: {where}: {what} "
             "(MASKDSL_CXX names another compiler, or none where it is empty)",
             stacklevel=2,
         )
@@ -110,7 +115,8 @@ def _built(text: str, command: list[str]) -> str:
         file = Path(folder) / "strips.so"
         done = subprocess.run(
             [*command, "-x", "c++", "-", "-o", str(file)],
-            input=text, capture_output=True, text=True, timeout=SECONDS, cwd=folder, check=False,
+            input=text, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS,
+            cwd=folder, check=False,
         )  # fmt: skip
         if done.returncode or not file.exists():
             lines = [x for x in done.stderr.splitlines() if "error" in x] or [f"{done.returncode}"]
@@ -122,11 +128,11 @@ def _built(text: str, command: list[str]) -> str:
 def _opened(image: bytes) -> ctypes.CDLL:
     """The library that these bytes are, which nobody else can change before it is loaded."""
     if hasattr(os, "memfd_create"):
-        # It stays open: libraries are told apart by their names, and this is one.
-        number = os.memfd_create("maskdsl", os.MFD_CLOEXEC)
-        with os.fdopen(os.dup(number), "wb") as file:
-            file.write(image)
-        with suppress(OSError):  # a machine that runs no such files
+        with suppress(OSError):  # a machine that has or runs no such files
+            # It stays open: libraries are told apart by their names, and this is one.
+            number = os.memfd_create("maskdsl", os.MFD_CLOEXEC)
+            with os.fdopen(os.dup(number), "wb") as file:
+                file.write(image)
             return _declared(ctypes.CDLL(f"/proc/self/fd/{number}"))
     with tempfile.TemporaryDirectory(prefix="maskdsl-") as folder:
         file_name = Path(folder) / "strips.so"
@@ -136,7 +142,9 @@ def _opened(image: bytes) -> ctypes.CDLL:
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     for name in ("maskdsl_forward", "maskdsl_backward"):
-        function: Any = getattr(found, name)
+        function: Any = getattr(found, name, None)
+        if function is None:
+            raise _BuildError(f"what it makes has no {name}")
         function.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3]
         function.restype = ctypes.c_int
     return found

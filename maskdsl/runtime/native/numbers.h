@@ -108,7 +108,7 @@ inline Floats exp2(Floats x) {
     Floats whole = x + round;
     Ints bits;
     __builtin_memcpy(&bits, &whole, sizeof bits);
-    bits = (bits << 23) + (127 << 23);
+    bits = (bits + 127) << 23;
     Floats power;
     __builtin_memcpy(&power, &bits, sizeof power);
     Floats f = x - (whole - round);

@@ -231,7 +231,7 @@ struct Row {
 
     void finish(int64_t j) {
         bool nothing = total[j] == 0;
-        float lse = nothing ? -INFINITE : top[j] + __builtin_logf(total[j]);
+        float lse = nothing ? -INFINITE : float(top[j] + __builtin_log(total[j]));
         float share = nothing ? 1 : 1 / total[j];
         if (call.sink) {
             float sink = call.sink[head * call.each + each[j]];
