@@ -1,5 +1,5 @@
-"""The compiled part of the torch backend: `native/strips.cpp`, built once for a machine and a type
-of numbers by the C++ compiler it has, kept in the cache, loaded from memory.
+"""The compiled part of the torch backend: `native/strips.cpp`, built once for a machine, a type of
+numbers and the scores in it by the C++ compiler it has, kept in the cache, loaded from memory.
 
 MASKDSL_CXX names the compiler; where it is empty, or there is none, the backend does without.
 """
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -34,28 +35,30 @@ OPTIONS = ("-std=c++17", "-O2", "-fno-math-errno", "-shared", "-fPIC")
 SECONDS = 120.0  # that a compiler may take
 COMPILERS = ("c++", "g++", "clang++")
 
-_libraries: dict[tuple[str, str], ctypes.CDLL | None] = {}
+_libraries: dict[tuple[str, str, str], ctypes.CDLL | None] = {}
 _building = threading.Lock()
 
 
-def library(dtype: torch.dtype) -> ctypes.CDLL | None:
+def library(dtype: torch.dtype, score: str = "") -> ctypes.CDLL | None:
     """`maskdsl_forward` and `maskdsl_backward` for tensors of a type, or None where this machine or
-    type has none. Warns once where there is a compiler and it fails.
+    type has none. score: what stands for `native/score.h`, where anything does. Warns once where
+    there is a compiler and it fails.
     """
     type_, command = TYPES.get(dtype), compiler()
     if type_ is None or command is None:
         return None
-    key = type_, shlex.join(command)
+    key = type_, shlex.join(command), score
     with _building:
         if key not in _libraries:
-            _libraries[key] = _load(dtype, command)
+            _libraries[key] = _load(dtype, command, score)
         return _libraries[key]
 
 
-def prepare(dtype: torch.dtype) -> None:
+def prepare(dtype: torch.dtype, score: str = "") -> None:
     """Begin to build what `library` gives, beside what else is to be done before a first call."""
-    if not any(type_ == TYPES.get(dtype) for type_, _ in list(_libraries)):
-        threading.Thread(target=library, args=(dtype,), name="maskdsl-build").start()
+    built = list(_libraries)
+    if not any((type_, text) == (TYPES.get(dtype), score) for type_, _, text in built):
+        threading.Thread(target=library, args=(dtype, score), name="maskdsl-build").start()
 
 
 def compiler() -> list[str] | None:
@@ -77,16 +80,24 @@ def _found() -> list[str] | None:
     return None if path is None else [path]
 
 
-def source() -> str:
+def source(score: str = "") -> str:
     """All that is compiled, in one text."""
-    text = (FOLDER / "strips.cpp").read_text()
-    return re.sub(r'#include "(\w+\.h)"\n', lambda m: (FOLDER / m[1]).read_text(), text)
+    return _included((FOLDER / "strips.cpp").read_text(), {"score.h": score} if score else {})
 
 
-def _load(dtype: torch.dtype, command: list[str]) -> ctypes.CDLL | None:
+def _included(text: str, given: Mapping[str, str]) -> str:
+    """With all headers in their places: those given, and our own."""
+
+    def header(m: re.Match[str]) -> str:
+        return _included(given.get(m[1]) or (FOLDER / m[1]).read_text(), given)
+
+    return re.sub(r'#include "(\w+\.h)"\n', header, text)
+
+
+def _load(dtype: torch.dtype, command: list[str], score: str) -> ctypes.CDLL | None:
     own = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     options = [*OPTIONS, own, f"-DTYPE={TYPES[dtype]}"]
-    text = source()
+    text = source(score)
     covered = "\0".join([text, *command, *options, _machine()])
     digest = hashlib.sha256(os.fsencode(covered)).hexdigest()[:24]
     name = str(dtype).removeprefix("torch.")

@@ -36,15 +36,19 @@ class CStrip(ctypes.Structure):
     )  # fmt: skip
 
 
-class CAdded(ctypes.Structure):
+class CPlane(ctypes.Structure):
     _fields_ = (
-        ("first", _Int), ("end", _Int), ("values", _Pointer), ("head", _Int), ("row", _Int),
-        ("each", _Int), ("query", _Int),
+        ("values", _Pointer), ("head", _Int), ("row", _Int), ("each", _Int), ("query", _Int),
+        ("key", _Int),
     )  # fmt: skip
 
 
-class CAddition(ctypes.Structure):
-    _fields_ = (("count", _Int), ("added", _Pointer))
+class CScored(ctypes.Structure):
+    _fields_ = (("first", _Int), ("end", _Int), ("number", _Int), ("planes", _Pointer))
+
+
+class CScores(ctypes.Structure):
+    _fields_ = (("count", _Int), ("scored", _Pointer))
 
 
 class CTensor(ctypes.Structure):
@@ -57,12 +61,12 @@ class CCall(ctypes.Structure):
         ("scale", ctypes.c_double),
         *((x, CTensor) for x in ("q", "k", "v", "out", "lse")), ("sink", _Pointer),
         *((x, CTensor) for x in ("d_out", "d_lse", "dq", "dk", "dv")), ("add", _Int),
-        ("strips", _Pointer), ("additions", _Pointer),
+        ("strips", _Pointer), ("scores", _Pointer),
     )  # fmt: skip
 
 
 class Piece(NamedTuple):
-    """A strip of a group. even: whether what scores add is the same in all rows."""
+    """A strip of a group. even: whether what scores read is the same in all rows."""
 
     group: Group
     strip: Strip

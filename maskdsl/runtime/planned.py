@@ -14,7 +14,7 @@ from maskdsl.errors import BindError, CompileError
 from maskdsl.pattern import Mask
 from maskdsl.planner import Plan, Tile
 from maskdsl.planner.layout import PARTIAL_COST, Cost, work
-from maskdsl.runtime import native_attention, native_library
+from maskdsl.runtime import native_attention
 from maskdsl.runtime.boundary import DTYPES
 from maskdsl.runtime.choices import Choices
 from maskdsl.runtime.resources import Resources, resources, resources_many, together
@@ -60,8 +60,6 @@ class Planned:
             )
         if self.choices.backend == "torch" and q_tile is None and kv_tile is None:
             fast = native_attention.expected(self.mask.program, self.choices.dtype)
-            if fast:
-                native_library.prepare(self.choices.dtype)
             return torch_plan(self.mask, COMPILED if fast else PLAIN)
         return self.mask.plan(q_tile, kv_tile)
 

@@ -38,7 +38,7 @@ from maskdsl.runtime.torch_workers import Task, run_all, workers
 
 @dataclass(frozen=True)
 class Line:
-    """A group and its strips; even: of each, whether what scores add is the same in all rows."""
+    """A group and its strips; even: of each, whether scores are the same in all rows."""
 
     group: Group
     strips: tuple[Strip, ...]
@@ -48,9 +48,9 @@ class Line:
 class Lines:
     """Of one head class."""
 
-    def __init__(self, lines: Sequence[Line], scored: bool) -> None:
+    def __init__(self, lines: Sequence[Line], scores: Scores) -> None:
         self.all = lines
-        self._scored = scored
+        self._scores = scores
 
     @property
     def queries(self) -> int:
@@ -69,7 +69,7 @@ class Lines:
             for line in self.all
             for strip, even in zip(line.strips, line.even, strict=True)
         ]
-        return native_attention.laid_out(pieces, self._scored)
+        return native_attention.laid_out(pieces, self._scores)
 
 
 class TorchBackend:
@@ -90,7 +90,8 @@ class TorchBackend:
         self._once = (
             len(self._planned) == 1
             and all(x is not None and x.queries and not x.decided for x in self._planned)
-            and not self._scores.any
+            and self._scores.shapes is not None
+            and not self._scores.shapes.planes
         )
         self._whole = all(x is not None and x.queries == queries for x in self._planned)
 
@@ -160,7 +161,7 @@ class TorchBackend:
         return [*found, *(inputs.of(n) for n in call.inputs)]
 
     def _compiled(self, call: Call) -> bool:
-        return self._scores.only_add and native_attention.serves(call.q)
+        return native_attention.serves(call.q, self._scores)
 
     def _blank(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
         """For what rows write: zeros where some queries may lie in no row."""
@@ -201,7 +202,7 @@ class TorchBackend:
             scored = self._scores.any and self._scores.alike
             alike = [scored and even(group, s, self.program) for s in strips]
             found.append(Line(group, strips, tuple(alike)))
-        return Lines(found, self._scores.any)
+        return Lines(found, self._scores)
 
 
 def _attend_all(

@@ -13,7 +13,9 @@ from maskdsl.ir.differentiate import ZERO, derivative, variables
 from maskdsl.ir.evaluate import evaluate_all
 from maskdsl.ir.nodes import Node, postorder
 from maskdsl.ir.program import Program
+from maskdsl.runtime import native_scores
 from maskdsl.runtime.boundary import Call
+from maskdsl.runtime.native_scores import Shapes
 from maskdsl.runtime.torch_pairs import Pairs, evaluated
 from maskdsl.runtime.torch_space import TorchSpace
 
@@ -21,7 +23,7 @@ from maskdsl.runtime.torch_space import TorchSpace
 class Score:
     """The score of one pair of segments.
 
-    added: what it adds to the logit, where that is all it does. alike: whether that is the same for
+    added: what it adds to the logit, where that is all it does. alike: whether it is the same for
     pairs that differ by one translation of both sides.
     """
 
@@ -30,13 +32,12 @@ class Score:
         self.logit = next((n for n in postorder(root) if n.op == "logit"), None)
         self.added = None if self.logit is None else _added(root, self.logit)
         self.loads = [n for n in variables(root) if n.op == "load"]
-        self.alike = self.added is not None and _relative(self.added)
+        self.alike = _relative(root)
 
     @cached_property
     def slope(self) -> Node:
         """By the logit."""
-        assert self.logit is not None
-        return derivative(self.root, self.logit)
+        return ZERO if self.logit is None else derivative(self.root, self.logit)
 
 
 class Scores:
@@ -50,6 +51,18 @@ class Scores:
         self.any = bool(given)
         self.only_add = all(s.added is not None for s in given)
         self.alike = all(s.alike for s in given)
+        self._given = given
+        self._pairs = program.heads * program.query_tokens * program.key_tokens
+
+    @cached_property
+    def shapes(self) -> Shapes | None:
+        """What the compiled part makes of them, None where it does not serve."""
+        if self.only_add:
+            added = {s.root: s.added for s in self._given}
+            return native_scores.adding({r: x for r, x in added.items() if x is not None})
+        if self._pairs < native_scores.LEAST_PAIRS:
+            return None
+        return native_scores.printed({s.root: s.slope for s in self._given})
 
     def added(self, pairs: Pairs, space: TorchSpace) -> list[tuple[slice, torch.Tensor]]:
         """(columns, what to add to their logits), where all scores only add."""

@@ -24,15 +24,19 @@ struct Strip {  // row i of queries sees the keys of the strip from i * step on
     const Mask* mask;
 };
 
-struct Added {  // to the logits of a row's keys from `first` to `end`
-    int64_t first, end;
+struct Plane {  // what a score reads
     const float* values;
-    int64_t head, row, each, query;  // strides in numbers
+    int64_t head, row, each, query, key;  // strides in numbers; key: 1, or 0 where all have one
 };
 
-struct Addition {  // of one strip
+struct Scored {  // the logits of a row's keys from `first` to `end`
+    int64_t first, end, number;  // number: of the score, as `score.h` knows it
+    const Plane* planes;
+};
+
+struct Scores {  // of one strip
     int64_t count;
-    const Added* added;
+    const Scored* scored;
 };
 
 struct Tensor {  // (heads of keys, heads each, tokens, dim), strides in elements
@@ -48,7 +52,7 @@ struct Call {
     Tensor d_out, d_lse, dq, dk, dv;
     int64_t add;  // to dk and dv, which are floats then, whatever the type of the rest
     const Strip* strips;
-    const Addition* additions;  // of each strip, or null
+    const Scores* scores;  // of each strip, or null
 };
 
 template <class T>

@@ -145,8 +145,10 @@ inline bool finite(const float* x, int64_t count) {
 }
 
 // Lanes of x whose bit is set, the others as given.
-inline Floats where(uint32_t bits, Floats x, float other) {
+inline Floats where(uint32_t bits, Floats x, Floats other) {
     Ints lane;
     for (int i = 0; i < LANES; i++) lane[i] = 1 << i;
-    return ((lane & int32_t(bits)) != 0) ? x : Floats{} + other;
+    return ((lane & int32_t(bits)) != 0) ? x : other;
 }
+
+inline Floats where(uint32_t bits, Floats x, float other) { return where(bits, x, Floats{} + other); }

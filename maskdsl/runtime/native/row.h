@@ -10,7 +10,7 @@ struct Row {
     const bool backward;
     const int64_t dim, value_dim;  // filled up
     const Strip* strip = nullptr;
-    const Addition* addition = nullptr;
+    const Scores* scores = nullptr;
     int64_t row = 0, count = 0;  // count: of its queries, at a time
     float *q = nullptr, *s = nullptr, *out = nullptr;
     float *ds = nullptr, *d_out = nullptr, *dq = nullptr;
@@ -149,19 +149,21 @@ struct Row {
         return g.inside & word >> bit % 8;
     }
 
-    // Logits of a granule and what scores add to them.
-    Floats scored(Floats x, int64_t at, int64_t j) const {
-        for (int64_t i = 0; i < addition->count; i++) {
-            const Added& a = addition->added[i];
-            if (at + LANES <= a.first || at >= a.end) continue;
-            const float* values =
-                a.values + head * a.head + row * a.row + each[j] * a.each + place[j] * a.query;
-            if (at >= a.first && at + LANES <= a.end) {
-                x += load(values + (at - a.first));
-                continue;
-            }
-            for (int n = 0; n < LANES; n++)
-                if (at + n >= a.first && at + n < a.end) x[n] += values[at + n - a.first];
+    // The scores of the logits of a granule. SLOPE: and their slopes, which are 1 before.
+    template <bool SLOPE>
+    Floats scored(Floats x, int64_t at, int64_t j, Floats& slopes) const {
+        for (int64_t i = 0; i < scores->count; i++) {
+            const Scored& own = scores->scored[i];
+            if (at + LANES <= own.first || at >= own.end) continue;
+            bool whole = at >= own.first && at + LANES <= own.end;
+            Floats slope = Floats{} + 1.0f;
+            Read read = {own, head, row, each[j], place[j], at, whole};
+            Floats y = score<SLOPE>(own.number, x, read, slope);
+            uint32_t bits = ~0u;
+            if (at < own.first) bits <<= own.first - at;
+            if (at + LANES > own.end) bits &= (1u << (own.end - at)) - 1;
+            x = whole ? y : where(bits, y, x);
+            if (SLOPE) slopes = whole ? slope : where(bits, slope, slopes);
         }
         return x;
     }
@@ -201,10 +203,10 @@ struct Row {
             Floats most = Floats{} - INFINITE;
             for (int64_t g = 0; g < block.granules; g++) {
                 const Granule& of = block.granule[g];
-                Floats x = load(own + g * LANES);
-                if (addition) x = scored(x, of.at, j);
+                Floats x = load(own + g * LANES), slope;
+                if (scores) x = scored<false>(x, of.at, j, slope);
                 if (!of.whole()) x = where(kept(of, j), x, -INFINITE);
-                if (addition || !of.whole()) store(own + g * LANES, x);
+                if (scores || !of.whole()) store(own + g * LANES, x);
                 most = x > most ? x : most;
             }
             float old = top[j], now = greatest(most);
@@ -282,10 +284,11 @@ struct Row {
             const Granule& of = block.granule[g];
             for (int64_t j = 0; j < count; j++) {
                 float *own = s + j * PITCH + g * LANES, *own_ds = ds + j * PITCH + g * LANES;
-                Floats x = load(own);
-                if (addition) x = scored(x, of.at, j);
+                Floats x = load(own), slope = Floats{} + 1.0f;
+                if (scores) x = scored<SLOPED>(x, of.at, j, slope);
                 Floats p = exp2((x - limit[j]) * LOG2E);
                 Floats d = p * (load(own_ds) - delta[j]);
+                if (SLOPED) d *= slope;
                 if (!of.whole()) {
                     uint32_t bits = kept(of, j);
                     p = where(bits, p, 0), d = where(bits, d, 0);

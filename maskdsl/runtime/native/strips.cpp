@@ -11,6 +11,8 @@ namespace {
 #include "products.h"
 #include "call.h"
 #include "keys.h"
+#include "planes.h"
+#include "score.h"
 #include "row.h"
 
 template <class T>
@@ -37,7 +39,7 @@ int run(const Call& call, int64_t head, int64_t first, int64_t end, bool backwar
         int64_t used = memory.used, most = used;
         for (int64_t i = first; i < end; i++) {
             row.strip = call.strips + i;
-            row.addition = call.additions ? call.additions + i : nullptr;
+            row.scores = call.scores ? call.scores + i : nullptr;
             memory.used = used;
             Keys<T> own = slices;
             if (row.strip->key_at)
