@@ -164,7 +164,7 @@ def _prepared(walk: Walk, strips: Strips, slopes: bool) -> Iterator[Prepared]:
     scores = (CScores * len(strips.pieces))()
     first, held, planes = 0, Held(), Planes(walk, slopes)
     for i, (group, strip, even) in enumerate(strips.pieces):
-        masks = Masks(group, walk.head_class, walk.q.device, walk.dtype)
+        masks = Masks(group, walk.keeps, walk.q.device, walk.dtype)
         laid = Laid(walk, group, strip, masks, even)
         every = slice(0, strip.length)
         if walk.scores.any:
@@ -184,7 +184,7 @@ def _decided(
     found = []
     for part, mask in zip(pairs.group.partial, planned, strict=True):
         if pairs.group.open(part):
-            truth = pairs.kept(walk.head_class.keeps, part).numpy()
+            truth = pairs.kept(walk.keeps, part).numpy()
             truth = np.broadcast_to(truth, (*truth.shape[:-1], part.stop - part.start))
             bits = held(packed(truth))
             over = np.broadcast_to(bits, (*pairs.shape, bits.shape[-1]))

@@ -182,7 +182,7 @@ class TorchBackend:
                     if i not in decided or not torch.equal(decided[i][0], kinds):
                         decided[i] = kinds, self._decided(i, visits, kinds)
                     lines = decided[i][1]
-                walk = Walk(self.program, c, self._scores, self.scale, call, b)
+                walk = Walk(self.program, c.heads, c.keeps, self._scores, self.scale, call, b)
                 found.append((walk, lines))
             yield b, found
 
@@ -220,7 +220,7 @@ def _forward_tasks(
 ) -> Iterator[Task]:  # fmt: skip
     every = walk.split(len(walk.heads.kv))
     for line in lines:
-        masks = Masks(line.group, walk.head_class, walk.q.device, walk.dtype)
+        masks = Masks(line.group, walk.keeps, walk.q.device, walk.dtype)
         for strip, alike in zip(line.strips, line.even, strict=True):
             for heads, own in every:
                 yield partial(
@@ -258,7 +258,7 @@ def _differentiate_all(
 
 def _differentiate(walk: Walk, lines: Sequence[Line], given: Given, found: Gradients) -> None:
     for line in lines:
-        masks = Masks(line.group, walk.head_class, walk.q.device, walk.dtype)
+        masks = Masks(line.group, walk.keeps, walk.q.device, walk.dtype)
         for strip, alike in zip(line.strips, line.even, strict=True):
             add_gradients(Laid(walk, line.group, strip, masks, alike), given, found)
 

@@ -13,11 +13,14 @@ import torch
 from maskdsl.ir.definition import dense, host_array, positions
 from maskdsl.ir.evaluate import evaluate
 from maskdsl.ir.program import Program
+from maskdsl.runtime import native_decode
 from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.failures import raise_at_call
 from maskdsl.runtime.reference import varies
 from maskdsl.runtime.torch_product import kept_products
+from maskdsl.runtime.torch_scores import Scores
 from maskdsl.runtime.torch_space import TorchSpace, sink_of
+from maskdsl.runtime.torch_walk import Walk
 
 PAIRS = 2**20  # of queries and keys whose logits are held at a time, or one query's
 
@@ -30,6 +33,7 @@ class TorchDecode:
     def __init__(self, program: Program, scale: float) -> None:
         self.program, self.scale = program, scale
         self.per_head, self.per_batch = varies(program)
+        self._scores = Scores(program)
 
     def __call__(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         """(out, lse), as TorchBackend gives them, for a call that says where its queries
@@ -43,19 +47,34 @@ class TorchDecode:
         lse = torch.empty((batch, heads, queries), dtype=compute, device=call.q.device)
         host = {n: host_array(n, x) for n, x in call.inputs.items()}
         step = max(1, PAIRS // self.program.key_tokens)
+        compiled = not self.per_head and native_decode.serves(self.program, call, self._scores)
         with torch.no_grad():
             for low in range(0, queries, step):
                 rows = slice(low, min(low + step, queries))
                 at = call.first + rows.start, rows.stop - rows.start
                 masks: dict[tuple[int, int], np.ndarray] = {}
                 for b in range(batch):
-                    for h in range(heads):
+                    for h in range(1 if compiled else heads):
                         key = (b if self.per_batch else 0, h if self.per_head else 0)
                         if key not in masks:
                             masks = {key: dense(self.program, h, b, *at, host)}
-                        o, l = self._attend(call, b, h, rows, masks[key], compute)
-                        out[b, h, rows], lse[b, h, rows] = o.to(out.dtype), l
+                        if compiled:
+                            self._attend_compiled(call, b, rows, masks[key], out[b], lse[b])
+                        else:
+                            o, l = self._attend(call, b, h, rows, masks[key], compute)
+                            out[b, h, rows], lse[b, h, rows] = o.to(out.dtype), l
         return out, lse
+
+    def _attend_compiled(
+        self, call: Call, b: int, rows: slice, keep: np.ndarray, out: torch.Tensor,
+        lse: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Write all heads' rows."""
+        sink = sink_of(self.program, call, b, torch.arange(len(out)), lse.dtype)
+        walk = Walk(
+            self.program, tuple(range(len(out))), (), self._scores, self.scale, call, b
+        )  # fmt: skip
+        native_decode.attend(walk, rows, keep, sink, out, lse)
 
     def _attend(
         self, call: Call, b: int, h: int, rows: slice, keep: np.ndarray, compute: torch.dtype

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import torch
 
-from maskdsl.planner.plan import HeadClass
+from maskdsl.ir.nodes import Node
 from maskdsl.runtime.groups import Group
 from maskdsl.runtime.torch_pairs import Pairs
 
+Keeps = tuple[tuple[Node, ...], ...]
 Limits = list[tuple[slice, torch.Tensor]]
 
 
@@ -18,10 +19,10 @@ class Masks:
     """Of one group at one call. What forbidden pairs hold is never read, be it infinite or NaN."""
 
     def __init__(
-        self, group: Group, c: HeadClass, device: torch.device, dtype: torch.dtype
+        self, group: Group, keeps: Keeps, device: torch.device, dtype: torch.dtype
     ) -> None:
         self._group = group
-        self._keeps = c.keeps
+        self._keeps = keeps
         self._device, self._dtype = device, dtype
         self._known: dict[tuple[int, int], torch.Tensor] = {}
 

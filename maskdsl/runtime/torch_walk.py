@@ -14,10 +14,9 @@ from itertools import pairwise
 import torch
 
 from maskdsl.ir.program import Program
-from maskdsl.planner.plan import HeadClass
 from maskdsl.runtime.boundary import Call
 from maskdsl.runtime.groups import Group
-from maskdsl.runtime.torch_masks import Limits, Masks, forbid
+from maskdsl.runtime.torch_masks import Keeps, Limits, Masks, forbid
 from maskdsl.runtime.torch_pairs import Heads, Pairs
 from maskdsl.runtime.torch_product import products
 from maskdsl.runtime.torch_scores import Scores
@@ -41,17 +40,18 @@ class Part:
 
 
 class Walk:
-    """One head class of one batch entry."""
+    """Some heads of one batch entry. keeps: which keys they keep, per pair of segments."""
 
     def __init__(
-        self, program: Program, c: HeadClass, scores: Scores, scale: float, call: Call, batch: int
-    ) -> None:
+        self, program: Program, heads: tuple[int, ...], keeps: Keeps, scores: Scores, scale: float,
+        call: Call, batch: int,
+    ) -> None:  # fmt: skip
         q = call.q
-        self.program, self.head_class, self.scores = program, c, scores
+        self.program, self.keeps, self.scores = program, keeps, scores
         self.call, self.batch = call, batch
         self.dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         self.space = TorchSpace(q.device, self.dtype)
-        self.heads = Heads.of(c.heads, program, q.device)
+        self.heads = Heads.of(heads, program, q.device)
         self.each = self.heads.heads.shape[1]
         self.q = self.heads.queries(q[batch])
         self.k = self.heads.keys(call.k[batch])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 
 import torch
@@ -55,8 +55,13 @@ def run_all(tasks: Iterable[Task], at_once: int) -> None:
                     raise
 
     done = [_pool(at_once).submit(work) for _ in range(at_once)]
-    for x in done:
-        x.exception()
+    try:
+        wait(done)
+    except BaseException:  # an interrupt: nothing goes on behind the caller's back
+        with taking:
+            left = iter(())
+        wait(done)
+        raise
     for x in done:
         x.result()
 
@@ -88,3 +93,13 @@ def _pool(size: int) -> ThreadPoolExecutor:
             torch.set_num_threads(threads)
             _pools[key] = pool
         return _pools[key]
+
+
+def _fork() -> None:
+    """A lock that a thread of the parent held is nobody's in a forked process."""
+    global _making
+    _making = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fork)
