@@ -259,6 +259,14 @@ def test_a_compiler_that_fails_costs_one_warning(
         check("pattern f over (n) keep near(n, 5)", 16, 16, n=40)
 
 
+def test_another_c_library_builds_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is older could not load what is kept, and would warn in each process."""
+    machine = native_library._machine.__wrapped__
+    own = machine()
+    monkeypatch.setattr(native_library.platform, "libc_ver", lambda: ("glibc", "2.1"))
+    assert machine() != own
+
+
 def test_a_compiler_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 50)
     folder.mkdir()

@@ -163,13 +163,13 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
 
 @cache
 def _machine() -> str:
-    """What decides whether another machine may run the same instructions."""
+    """What decides whether another machine may run the same instructions, with its C library."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         told = {x for x in lines if x.startswith(("flags", "Features", "model name", "CPU part"))}
     except OSError:
         told = {platform.processor()}
-    return "\n".join([platform.machine(), sys.platform, *sorted(told)])
+    return "\n".join([platform.machine(), sys.platform, *platform.libc_ver(), *sorted(told)])
 
 
 def _fork() -> None:
