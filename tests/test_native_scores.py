@@ -120,6 +120,24 @@ def test_other_compilers(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     test_values_and_gradients_are_those_of_dense_attention("tables, distances and parity")
 
 
+def test_huge_numbers_that_nobody_sees_change_no_gradient() -> None:
+    text = "pattern f over (n) keep near(n, 20) and k.n % 2 == 0 score 3.0 * tanh(logit / 3.0)"
+    mask = maskdsl.parse(text).bind(n=90)
+    shapes_of(mask)
+    kernel = maskdsl.compile(mask, 8, backend="torch")
+    g = torch.Generator().manual_seed(0)
+    q, k, v, d_out = (torch.randn(1, 1, 90, 8, generator=g) for _ in range(4))
+    found = []
+    for hidden in (0.5, 3e38):
+        k[:, :, 1::2], v[:, :, 1::2] = hidden, -hidden
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = kernel(*leaves)
+        found.append((out, *torch.autograd.grad(out, leaves, d_out)))
+    for x, y in zip(*found, strict=True):
+        assert torch.equal(x, y)
+    assert not found[1][2][:, :, 1::2].any() and not found[1][3][:, :, 1::2].any()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_random_scores(seed: int) -> None:
     """Nine of them in one library, each of a pair of segments."""

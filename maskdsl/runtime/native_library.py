@@ -56,7 +56,7 @@ def library(dtype: torch.dtype, score: str = "") -> ctypes.CDLL | None:
 
 def prepare(dtype: torch.dtype, score: str = "") -> None:
     """Begin to build what `library` gives, beside what else is to be done before a first call."""
-    if not any((type_, text) == (TYPES.get(dtype), score) for type_, _, text in _libraries):
+    if not any((type_, text) == (TYPES.get(dtype), score) for type_, _, text in list(_libraries)):
         threading.Thread(target=library, args=(dtype, score), name="maskdsl-build").start()
 
 
