@@ -82,14 +82,14 @@ def _found() -> list[str] | None:
 
 def source(score: str = "") -> str:
     """All that is compiled, in one text."""
-    return _included((FOLDER / "strips.cpp").read_text(), {"score.h": score} if score else {})
+    return included((FOLDER / "strips.cpp").read_text(), {"score.h": score} if score else {})
 
 
-def _included(text: str, given: Mapping[str, str]) -> str:
+def included(text: str, given: Mapping[str, str]) -> str:
     """With all headers in their places: those given, and our own."""
 
     def header(m: re.Match[str]) -> str:
-        return _included(given.get(m[1]) or (FOLDER / m[1]).read_text(), given)
+        return included(given.get(m[1]) or (FOLDER / m[1]).read_text(), given)
 
     return re.sub(r'#include "(\w+\.h)"\n', header, text)
 

@@ -74,7 +74,7 @@ class Planes:
                 values = self._values(apart, tokens, block, slice(None))
                 self._of_tokens[segment, number] = values
             for plane, x in zip(apart, self._of_tokens[segment, number], strict=True):
-                array[plane] = _alone(x, laid, held)
+                array[plane] = _alone(x, laid, columns.start, held)
             own = held((CPlane * len(planes))(*(array[p] for p in planes)))
             found.append(CScored(columns.start, columns.stop, shape.number, ctypes.addressof(own)))
         scored = held((CScored * len(found))(*found))
@@ -145,14 +145,17 @@ def _plane(x: np.ndarray, held: Held) -> CPlane:
     return CPlane(held(x).ctypes.data, *steps)
 
 
-def _alone(x: np.ndarray, laid: Laid, held: Held) -> CPlane:
-    """A strip's part of what depends on one of all queries, or on one of all keys."""
+def _alone(x: np.ndarray, laid: Laid, first: int, held: Held) -> CPlane:
+    """A strip's part of what depends on one of all queries, or on one of all keys; that begins with
+    the row's key `first`.
+    """
     strip = laid.strip
     for axis, tokens in ((3, strip.queries), (4, strip.keys)):
         if x.shape[axis] > 1:
             x = _some(x, axis, tokens)
     plane = _plane(x, held)
     plane.row = plane.query * laid.size + plane.key * strip.step
+    plane.values += x.itemsize * plane.key * first
     return plane
 
 
