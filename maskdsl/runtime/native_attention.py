@@ -49,7 +49,7 @@ def serves(x: torch.Tensor, scores: Scores) -> bool:
 
 
 def expected(program: Program, dtype: torch.dtype) -> bool:
-    """Whether attention runs compiled, unless the compiler fails, which begins then."""
+    """Whether attention runs compiled, unless the compiler fails. Then it begins to build."""
     shapes = Scores(program).shapes
     if shapes is None or dtype not in TYPES or compiler() is None:
         return False
