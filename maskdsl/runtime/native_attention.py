@@ -57,14 +57,17 @@ def expected(program: Program, dtype: torch.dtype) -> bool:
     return True
 
 
-def laid_out(strips: Sequence[Piece], scores: Scores) -> Strips:
-    """Strips, cut where a call works out something for each of their rows."""
+def laid_out(strips: Sequence[Piece], scores: Scores, heads: int) -> Strips:
+    """Strips, cut where a call works out something for each of their rows, of so many heads."""
     assert scores.shapes is not None
     found = []
     for group, strip, even in strips:
-        rows, size = strip.rows, len(group.query_offsets)
-        if group.decided or (not even and scores.shapes.over_pairs):
-            rows = max(1, PAIRS // (size * strip.length))
+        pairs = len(group.query_offsets) * strip.length
+        if scores.shapes.over_pairs and not even:
+            pairs *= heads
+        elif not group.decided:
+            pairs = 0
+        rows = max(1, PAIRS // pairs) if pairs else strip.rows
         found += [Piece(group, x, even) for x in cut(strip, rows)]
     return Strips(found)
 

@@ -46,11 +46,11 @@ class Line:
 
 
 class Lines:
-    """Of one head class."""
+    """Of one head class. heads: of the program."""
 
-    def __init__(self, lines: Sequence[Line], scores: Scores) -> None:
+    def __init__(self, lines: Sequence[Line], scores: Scores, heads: int) -> None:
         self.all = lines
-        self._scores = scores
+        self._scores, self._heads = scores, heads
 
     @property
     def queries(self) -> int:
@@ -69,7 +69,7 @@ class Lines:
             for line in self.all
             for strip, even in zip(line.strips, line.even, strict=True)
         ]
-        return native_attention.laid_out(pieces, self._scores)
+        return native_attention.laid_out(pieces, self._scores, self._heads)
 
 
 class TorchBackend:
@@ -202,7 +202,7 @@ class TorchBackend:
             scored = self._scores.any and self._scores.alike
             alike = [scored and even(group, s, self.program) for s in strips]
             found.append(Line(group, strips, tuple(alike)))
-        return Lines(found, self._scores)
+        return Lines(found, self._scores, self.program.heads)
 
 
 def _attend_all(
