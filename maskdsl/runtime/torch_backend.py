@@ -1,9 +1,10 @@
-"""The torch backend: attention in plain tensor operations, driven by the plan. The default on a
-CPU, forward and backward.
+"""The torch backend: attention driven by the plan. The default on a CPU, forward and backward.
 
 Rows that are equal up to a translation run together (`groups`), along strips of keys that they
-share (`torch_strips`), a few products at a time (`torch_walk`). Memory beyond inputs, outputs and
-their gradients is bounded by `BUDGET` and the longest strip.
+share (`torch_strips`): compiled where the machine, the type and the scores allow it
+(`native_attention`), else in plain tensor operations, a few products at a time (`torch_walk`).
+Memory beyond inputs, outputs and their gradients is bounded by the keys of a head for each core, or
+by `BUDGET` and the longest strip.
 """
 
 from __future__ import annotations
