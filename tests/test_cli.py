@@ -334,7 +334,9 @@ def test_a_closed_pipe_ends_quietly() -> None:
 
 
 def test_an_interrupt_ends_quietly() -> None:
-    ready = "from maskdsl.cli import main; print('ready', flush=True); main()"
+    # torch is imported by then: modules may swallow an interrupt while they are
+    ready = "import maskdsl.cli.measure; from maskdsl.cli import main"
+    ready += "; print('ready', flush=True); main()"
     command = [sys.executable, "-c", ready, "bench", "std/causal", "n=4096", "--repeats", "99999"]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert started.stdout is not None and started.stdout.readline() == "ready\n"
