@@ -24,7 +24,7 @@ class Costs:
     a_row: float
 
 
-COMPILED = Costs((16, 64), 4, 0)
+COMPILED = Costs((32, 64), 4, 0)
 PLAIN = Costs((64, 128, 256, 512), 80, 2**13)
 
 

@@ -33,10 +33,17 @@ struct Sums {  // of gradients of keys and values, one head's, a row for each to
         dv = rows(m, tokens, up(call.value_dim, UNIT));
     }
 
+    // Of all tokens: where the call wants them, if these are floats without gaps.
     template <class T>
-    void give(const Call& call, int64_t head) const {
-        give_rows<T>(call.dk, head, dk, call.tokens, call.dim, call.add);
-        give_rows<T>(call.dv, head, dv, call.tokens, call.value_dim, call.add);
+    void take_all(Memory& m, const Call& call, int64_t head) {
+        take_result<T>(m, call, call.dk, head, call.dim, dk);
+        take_result<T>(m, call, call.dv, head, call.value_dim, dv);
+    }
+
+    template <class T>
+    void give_all(const Call& call, int64_t head) const {
+        give_result<T>(call, call.dk, head, dk, call.dim);
+        give_result<T>(call, call.dv, head, dv, call.value_dim);
     }
 
   private:
@@ -47,13 +54,35 @@ struct Sums {  // of gradients of keys and values, one head's, a row for each to
     }
 
     template <class T>
-    static void give_rows(const Tensor& x, int64_t head, Rows from, int64_t tokens, int64_t dim,
-                          bool add) {
-        for (int64_t i = 0; i < tokens; i++)
+    static bool in_place(const Call& call, int64_t dim) {
+        return (call.add || sizeof(T) == 4) && dim == up(dim, UNIT);
+    }
+
+    template <class T>
+    static void take_result(Memory& m, const Call& call, const Tensor& x, int64_t head, int64_t dim,
+                            Rows& found) {
+        if (!in_place<T>(call, dim)) {
+            found = rows(m, call.tokens, up(dim, UNIT));
+            return;
+        }
+        found = {row_of<float>(x, head, 0, 0), x.token};
+        for (int64_t i = 0; m.all && !call.add && i < call.tokens; i++)
+            __builtin_memset(found[i], 0, 4 * dim);
+    }
+
+    template <class T>
+    static void give_result(const Call& call, const Tensor& x, int64_t head, Rows from,
+                            int64_t dim) {
+        if (in_place<T>(call, dim)) return;
+        for (int64_t i = 0; i < call.tokens; i++)
             for (int64_t c = 0; c < dim; c += LANES) {
-                T* to = row_of<T>(x, head, 0, i) + c;
                 Floats own = load(from[i] + c);
-                store(to, add ? own + load(to, dim - c) : own, dim - c);
+                if (call.add) {
+                    float* to = row_of<float>(x, head, 0, i) + c;
+                    store(to, own + load(to, dim - c), dim - c);
+                } else {
+                    store(row_of<T>(x, head, 0, i) + c, own, dim - c);
+                }
             }
     }
 };

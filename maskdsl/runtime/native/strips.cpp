@@ -17,10 +17,12 @@ namespace {
 
 template <class T>
 int run(const Call& call, int64_t head, int64_t first, int64_t end, bool backward) {
-    int64_t low = INT64_MAX, high = 0;  // of keys that strips take as they lie
+    // Of keys that strips of one row take as they lie, which are packed once for all of them; other
+    // strips pack their own, few enough to stay in the cache.
+    int64_t low = INT64_MAX, high = 0;
     for (int64_t i = first; i < end; i++) {
         const Strip& x = call.strips[i];
-        if (x.key_at) continue;
+        if (x.key_at || x.rows > 1) continue;
         int64_t end = x.runs ? x.run[x.runs - 1].key + x.run[x.runs - 1].count : x.key + x.keys;
         low = x.key < low ? x.key : low;
         high = end > high ? end : high;
@@ -32,7 +34,7 @@ int run(const Call& call, int64_t head, int64_t first, int64_t end, bool backwar
         memory.used = 0;
         row.take(memory);
         Sums sums = {};
-        if (backward) sums.take(memory, call.tokens, call);
+        if (backward) sums.take_all<T>(memory, call, head);
         const Sums* every = backward ? &sums : nullptr;
         Keys<T> slices;
         if (low < high) slices.take(memory, call, head, {low, nullptr, high - low}, every);
@@ -42,15 +44,16 @@ int run(const Call& call, int64_t head, int64_t first, int64_t end, bool backwar
             row.scores = call.scores ? call.scores + i : nullptr;
             memory.used = used;
             Keys<T> own = slices;
-            if (row.strip->key_at)
-                own.take(memory, call, head, {0, row.strip->key_at, row.strip->keys}, every);
+            const Strip& x = *row.strip;
+            if (x.key_at || x.rows > 1)
+                own.take(memory, call, head, {x.key, x.key_at, x.keys}, every);
             most = memory.used > most ? memory.used : most;
             if (!known) continue;
             row.walk(own);
-            if (backward && row.strip->key_at) own.give(sums);
+            if (backward && x.key_at) own.give(sums);
         }
         if (known) {
-            if (backward) call.add ? sums.give<float>(call, head) : sums.give<T>(call, head);
+            if (backward) sums.give_all<T>(call, head);
             __builtin_free(all);
             return 0;
         }
