@@ -317,7 +317,11 @@ def test_altered_plans_under_a_new_digest_are_read_or_refused() -> None:
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:
-    text, contents = body_of(SMALL.plan(4, 4))
+    large = maskdsl.parse("pattern f(t: bool[n]) over (n) keep causal(n) and t[k.n]").bind(
+        n=300, t=np.arange(300) % 3 > 0
+    )
+    text, contents = body_of(large.plan(4, 4))
+    assert len(json.loads(text)["classes"][0]["trees"][0]["levels"]) > 1
 
     def changed(change: Callable[[dict[str, Any]], Any]) -> None:
         document = json.loads(text)

@@ -10,7 +10,11 @@ from random_patterns import random_case
 
 import maskdsl
 from maskdsl import Plan, Tile
+from maskdsl.planner import tree
 from maskdsl.planner.rows import most_runs
+
+
+AT_ONCE = (1, 20, tree.AT_ONCE)  # boxes are halved, quartered, divided as they come
 
 
 def assert_exact(mask: maskdsl.Mask, plan: Plan) -> None:
@@ -44,7 +48,8 @@ def assert_exact(mask: maskdsl.Mask, plan: Plan) -> None:
 
 @pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.parametrize("seed", range(250))
-def test_random_plans_are_exact(seed: int, odd: bool) -> None:
+def test_random_plans_are_exact(seed: int, odd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskdsl.planner.tree.AT_ONCE", AT_ONCE[seed % 3])
     case = random_case(seed, odd=odd)
     mask = case.mask()
     plan = mask.plan(case.q_tile, case.kv_tile)
@@ -57,6 +62,7 @@ def test_random_plans_split_inside_tiles_are_exact(
     seed: int, odd: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("maskdsl.planner.tree.FEW_PAIRS", 0)
+    monkeypatch.setattr("maskdsl.planner.tree.AT_ONCE", AT_ONCE[seed % 3])
     case = random_case(seed, odd=odd)
     mask = case.mask()
     assert_exact(mask, mask.plan(case.q_tile, case.kv_tile))

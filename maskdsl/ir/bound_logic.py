@@ -103,7 +103,7 @@ def _compare(node: Node, args: list[Bound]) -> Bound:
     same = a.term == b.term
     holds = {"eq": gap == 0, "le": gap <= 0, "lt": gap < 0}[node.op]
     low, high = np.where(same, holds, low), np.where(same, holds, high)
-    if np.array_equal(low, high):
+    if (low == high).all():
         return Bound(low, high, 0, U64(0), 0)
     if node.op == "eq":
         unit = np.gcd(a.unit, b.unit)

@@ -19,6 +19,7 @@ semantics of `nodes`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def truth_on(root: Node, leaves: Mapping[Any, Bound], size: int) -> tuple[Any, A
 
     leaves: bounds of ("q", axis) and ("k", axis) coordinates, arrays of `size` each.
     """
-    nodes = postorder(root)
+    steps = _steps(root)
     found = np.empty(size, bool), np.empty(size, bool), np.empty(size, U64)
     with np.errstate(all="ignore"):
         for start in range(0, size, CHUNK):
@@ -64,14 +65,22 @@ def truth_on(root: Node, leaves: Mapping[Any, Bound], size: int) -> tuple[Any, A
                 key: Bound(b.low[part], b.high[part], b.base[part], b.term[part], b.unit[part])
                 for key, b in leaves.items()
             }
-            done: dict[Node, Bound] = {}
-            for node in nodes:
-                bound = _bound(node, [done[a] for a in node.args], some)
-                done[node] = _settle(node, bound)
-            out = done[root]
+            done: list[Bound] = []
+            for node, args in steps:
+                bound = _bound(node, [done[a] for a in args], some)
+                done.append(_settle(node, bound))
+            out = done[-1]
             for whole, x in zip(found, (out.low, out.high, out.term), strict=True):
                 whole[part] = x
     return found
+
+
+@lru_cache(maxsize=4)  # a tree asks level after level
+def _steps(root: Node) -> list[tuple[Node, tuple[int, ...]]]:
+    """Every node, and where among them its arguments are."""
+    nodes = postorder(root)
+    at = {node: i for i, node in enumerate(nodes)}
+    return [(node, tuple(at[a] for a in node.args)) for node in nodes]
 
 
 def _settle(node: Node, b: Bound) -> Bound:
@@ -85,7 +94,7 @@ def _settle(node: Node, b: Bound) -> Bound:
         decided = b.low == b.high
         return Bound(b.low, b.high, 0, np.where(decided, mix(bits_of(b.low)), b.term), 0)
     fixed = (b.term == 0) | (b.unit == 0)
-    if np.all(fixed):
+    if fixed.all():
         return Bound(b.base, b.base, b.base, U64(0), np.int64(0))
     low, high = np.where(fixed, b.base, b.low), np.where(fixed, b.base, b.high)
     decided = low == high

@@ -13,6 +13,8 @@ import numpy as np
 from maskdsl.ir.nodes import INT_MAX, INT_MIN, Node
 
 U64 = np.uint64
+SEED, FIRST, SECOND = U64(0x9E3779B97F4A7C15), U64(0xBF58476D1CE4E5B9), U64(0x94D049BB133111EB)
+SHIFTS = U64(29), U64(32)
 
 
 @dataclass(slots=True)
@@ -33,12 +35,11 @@ def tag(*parts: object) -> np.uint64:
 
 def mix(*parts: Any) -> Any:
     """A hash of several uint64 arrays, in order."""
-    total = U64(0x9E3779B97F4A7C15)
+    total: Any = SEED
     for p in parts:
-        total = (total ^ p) * U64(0xBF58476D1CE4E5B9)
-        total = total ^ (total >> U64(29))
-        total = total * U64(0x94D049BB133111EB)
-        total = total ^ (total >> U64(32))
+        total = (total ^ p) * FIRST
+        total = (total ^ (total >> SHIFTS[0])) * SECOND
+        total = total ^ (total >> SHIFTS[1])
     return total
 
 

@@ -52,6 +52,7 @@ class Space:
         self.keep = _unrolled(keep, queries, keys)
         self.sides = tuple(replace(s, grid=s.grid.unrolled) for s in (queries, keys))
         self.digits = tuple(d for side in self.sides for d in _digits(side))
+        self._numbers = {(d.side, d.axis, d.part): i for i, d in enumerate(self.digits)}
 
     @cached_property
     def widths(self) -> np.ndarray:
@@ -124,9 +125,7 @@ class Space:
         return starts[:, j] + starts[:, lane], starts[:, j] + ends
 
     def _digit(self, side: str, axis: int, part: str) -> int:
-        return next(
-            i for i, d in enumerate(self.digits) if (d.side, d.axis, d.part) == (side, axis, part)
-        )
+        return self._numbers[side, axis, part]
 
     def classify(
         self, starts: np.ndarray, widths: np.ndarray

@@ -193,7 +193,7 @@ def _count(problem: Problem, pair: Pair) -> Candidate:
             own = (tree.full, tree.partial)
         except PlanError:
             total = sides[0].grid.count * sides[1].grid.count
-            visited, share = sampled(keep, *sides)
+            visited, share = sampled(keep, *sides, len(problem.sample))
             own = round(share * total), round((visited - share) * total)
             counted = False
         full += own[0] * weight
@@ -347,7 +347,8 @@ def _together(problem: Problem, lanes: tuple[int, int], cost: Cost) -> list[Cand
         sides = problem.sides((q, k))
         total = sides[0].grid.count * sides[1].grid.count
         heads = sum(weight for _, weight in problem.sample)
-        shares = [(sampled(keep, *sides), weight) for keep, weight in problem.sample]
+        patterns = problem.sample
+        shares = [(sampled(keep, *sides, len(patterns)), weight) for keep, weight in patterns]
         visited, full = (sum(s[i] * w for s, w in shares) / heads * total for i in (0, 1))
         ranked.append(Candidate(q, k, full, visited - full, False))
     ranked.sort(key=lambda c: _rank(c, cost))

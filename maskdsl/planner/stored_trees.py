@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from maskdsl.ir.nodes import Node
 from maskdsl.ir.storage import Reader, Writer
 from maskdsl.planner.boxes import EMPTY, FULL, MIXED, OUTSIDE, Side, Space
-from maskdsl.planner.tree import Level, Summary, Tree
+from maskdsl.planner.tree import Level, Summary, Tree, offsets
 
 _NUMBERS = ("root_kind", "certain", "full", "partial")
 
@@ -64,24 +64,23 @@ def _check_numbers(tree: Tree) -> None:
 
 
 def _check_boxes(tree: Tree) -> None:
-    """Boxes must halve from the whole space down to tiles, and numbers of boxes be of the next
+    """Boxes must divide from the whole space down to tiles, and numbers of boxes be of the next
     level's: what walks a tree then stays inside the space.
     """
     if not tree.summaries:
         return
     space, widths, boxes = tree.space, tree.space.widths, 1
     for level in tree.levels:
-        split = np.flatnonzero(level.child_widths != widths)
-        half = widths.copy()
-        half[split] //= 2
-        if not np.array_equal(level.widths, widths) or len(level.children) != 1 << len(split):
+        parts = level.child_widths
+        if not np.array_equal(level.widths, widths) or parts.shape != widths.shape:
             raise ValueError("levels that do not follow one another")
-        children = np.zeros((1 << len(split), len(widths)), dtype=np.int64)
-        children[:, split] = list(itertools.product((0, 1), repeat=len(split))) * half[split]
-        same = np.array_equal(level.child_widths, half) and np.array_equal(level.children, children)
-        if not same or (half < space.tile_widths).any():
-            raise ValueError("boxes that are not halved")
-        shape = (boxes, len(children))
+        if (parts < space.tile_widths).any() or (widths % parts).any():
+            raise ValueError("boxes that are not divided")
+        count = math.prod((widths // parts).tolist())
+        alike = len(level.children) == count  # before so many are made
+        if not alike or not np.array_equal(level.children, offsets(widths, parts)):
+            raise ValueError("parts that are not those of a box")
+        shape = (boxes, count)
         open_ = level.kind == MIXED
         below = int(level.node.max(initial=-1)) + 1
         columns = (level.kind, level.node, level.pairs, level.tiles)
@@ -91,7 +90,7 @@ def _check_boxes(tree: Tree) -> None:
             raise ValueError("kinds or numbers below zero")
         if (level.kind > OUTSIDE).any():
             raise ValueError("kinds that there are not")
-        widths, boxes = half, below
+        widths, boxes = parts, below
     if not np.array_equal(widths, space.tile_widths) or tree.leaves.shape != (boxes, len(widths)):
         raise ValueError("tiles of other sizes")
     if ((tree.leaves < 0) | (tree.leaves >= space.widths)).any():

@@ -1,12 +1,10 @@
 """Exact tile kinds from one tree of boxes, with equal boxes looked at once.
 
 A box is a range of queries times a range of keys, per axis. Boxes that bounds cannot decide are
-split, one axis at a time, its
-query and key side together, first down to tiles, then inside tiles down to single pairs. Undecided
-boxes of one level whose
+split, one axis at a time, its query and key side together, first down to tiles, then inside tiles
+down to single pairs; several times at once while they are few. Undecided boxes of one level whose
 signature and clipped widths agree are the same up to a translation: one of them is split further.
-For a regular pattern a level so
-holds a few boxes, whatever the extents.
+For a regular pattern a level so holds a few boxes, whatever the extents.
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ MAX_INNER = 100_000  # of one level inside tiles: past them the pairs are evalua
 FEW_PAIRS = 2**17  # undecided pairs that are evaluated at once rather than split
 PAIRS_A_BOX = 2**10  # evaluating so many takes longer than looking at a box
 CHUNK = 2**20  # pairs evaluated at a time: what stays in the caches
+AT_ONCE = 64  # boxes of a level that take no longer to look at than a few
 
 
 @dataclass
@@ -130,7 +129,11 @@ class Tree:
         all levels.
         """
         widths, levels = start, []
-        for split in self._schedule(start, stop):
+        steps = self._schedule(start, stop)[::-1]
+        while steps:
+            split = steps.pop()
+            while steps and max(len(boxes), 1) << len(split + steps[-1]) <= AT_ONCE:
+                split = split + steps.pop()
             boxes, widths, level = self._split(boxes, widths, split, limit)
             levels.append(level)
         return boxes, levels
@@ -152,26 +155,23 @@ class Tree:
     def _split(
         self, boxes: np.ndarray, widths: np.ndarray, split: list[int], limit: int
     ) -> tuple[np.ndarray, np.ndarray, Level]:
-        half = widths.copy()
-        half[split] //= 2
-        offsets = np.array(list(itertools.product((0, 1), repeat=len(split))), dtype=np.int64)
-        children = np.zeros((len(offsets), len(widths)), dtype=np.int64)
-        children[:, split] = offsets * half[split]
+        parts = widths >> np.bincount(split, minlength=len(widths))
+        children = offsets(widths, parts)
         starts = (boxes[:, None, :] + children[None, :, :]).reshape(-1, len(widths))
         if len(starts) > limit:
             raise PlanError(
                 f"too irregular for this many tiles: more than {limit} boxes to look at"
             )
-        kind, key, pairs, tiles = self.space.classify(starts, half)
+        kind, key, pairs, tiles = self.space.classify(starts, parts)
         node = np.full(len(starts), -1, dtype=np.int64)
         open_ = np.flatnonzero(kind == MIXED)
         _, first, inverse = np.unique(key[open_], return_index=True, return_inverse=True)
         node[open_] = inverse
         shape = (len(boxes), len(children))
         level = Level(
-            widths, children, half, *(x.reshape(shape) for x in (kind, node, pairs, tiles))
+            widths, children, parts, *(x.reshape(shape) for x in (kind, node, pairs, tiles))
         )
-        return starts[open_[first]], half, level
+        return starts[open_[first]], parts, level
 
     def _collapse(self, levels: list[Level], below: Summary) -> list[Summary]:
         """Summaries of all levels, from that of the boxes below the last one."""
@@ -249,6 +249,13 @@ class Tree:
         }
         always, possibly, _ = bounds.truth_on(self.keep, flat, valid.size)
         return always.reshape(shape), valid, (possibly & ~always).reshape(shape)
+
+
+def offsets(widths: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Where the parts of a box begin, each so wide: int64 (parts, digits)."""
+    places = itertools.product(*map(range, (widths // parts).tolist()))
+    found: np.ndarray = np.array(list(places), dtype=np.int64) * parts
+    return found
 
 
 def _summary(level: Level, below: Summary, residues_apart: bool) -> Summary:

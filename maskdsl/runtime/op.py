@@ -86,12 +86,13 @@ attention_backward: Callable[..., list[torch.Tensor]] = torch.ops.maskdsl.attent
 
 def register(name: str, kernel: Attends) -> None:
     """Lets the operator find a kernel for as long as somebody else holds it."""
+    changing, alive = _changing, _alive  # this module's names are gone when the last kernels go
 
     def forget(gone: ref[Attends]) -> None:
-        with _changing:
+        with changing:
             alike.remove(gone)
-            if not alike and _alive.get(name) is alike:
-                del _alive[name]
+            if not alike and alive.get(name) is alike:
+                del alive[name]
 
     with _changing:
         alike = _alive.get(name, [])
