@@ -13,7 +13,6 @@ from maskdsl import Plan, Tile
 from maskdsl.planner import tree
 from maskdsl.planner.rows import most_runs
 
-
 AT_ONCE = (1, 20, tree.AT_ONCE)  # boxes are halved, quartered, divided as they come
 
 

@@ -139,21 +139,27 @@ def _call(walk: Walk, **tensors: torch.Tensor) -> CCall:
 
 def _run(walk: Walk, strips: Strips, call: CCall, name: str, shares: int) -> None:
     assert walk.scores.shapes is not None
-    function: Any = getattr(library(walk.q.dtype, walk.scores.shapes.text), name)
+    compiled: Any = library(walk.q.dtype, walk.scores.shapes.text)
+    function, cores = getattr(compiled, name), workers(walk.q.device)
+    spare = (ctypes.c_void_p * cores)()
+    call.spares, call.spare = cores, ctypes.addressof(spare)
 
     def task(head: int, first: int, end: int) -> None:
         if function(ctypes.addressof(call), head, first, end):
             raise MemoryError("no memory is left for attention on this CPU")
 
     prepared = _prepared(walk, strips, name == "maskdsl_backward")
-    for first, end, array, scores, held in prepared:
-        # where this is interrupted, tasks that run read them to their end
-        call.given = strips, array, scores, held
-        call.strips = ctypes.addressof(array)
-        call.scores = None if scores is None else ctypes.addressof(scores)
-        parts = strips.shares(first, end, shares)
-        tasks = [partial(task, h, a, b) for h in range(len(walk.heads.kv)) for a, b in parts]
-        run_all(tasks, min(workers(walk.q.device), len(tasks)))
+    try:
+        for first, end, array, scores, held in prepared:
+            # where this is interrupted, tasks that run read them to their end
+            call.given = spare, strips, array, scores, held
+            call.strips = ctypes.addressof(array)
+            call.scores = None if scores is None else ctypes.addressof(scores)
+            parts = strips.shares(first, end, shares)
+            tasks = [partial(task, h, a, b) for h in range(len(walk.heads.kv)) for a, b in parts]
+            run_all(tasks, min(cores, len(tasks)))
+    finally:
+        compiled.maskdsl_end(ctypes.addressof(call))
 
 
 def _prepared(walk: Walk, strips: Strips, slopes: bool) -> Iterator[Prepared]:

@@ -152,12 +152,12 @@ def _opened(image: bytes) -> ctypes.CDLL:
 
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
-    for name in ("maskdsl_forward", "maskdsl_backward"):
-        function: Any = getattr(found, name, None)
+    for name, numbers in (("forward", 3), ("backward", 3), ("end", 0)):
+        function: Any = getattr(found, f"maskdsl_{name}", None)
         if function is None:
-            raise _BuildError(f"what it makes has no {name}")
-        function.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3]
-        function.restype = ctypes.c_int
+            raise _BuildError(f"what it makes has no maskdsl_{name}")
+        function.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * numbers]
+        function.restype = ctypes.c_int if numbers else None
     return found
 
 

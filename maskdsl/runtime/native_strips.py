@@ -61,7 +61,7 @@ class CCall(ctypes.Structure):
         ("scale", ctypes.c_double),
         *((x, CTensor) for x in ("q", "k", "v", "out", "lse")), ("sink", _Pointer),
         *((x, CTensor) for x in ("d_out", "d_lse", "dq", "dk", "dv")), ("add", _Int),
-        ("strips", _Pointer), ("scores", _Pointer),
+        ("strips", _Pointer), ("scores", _Pointer), ("spares", _Int), ("spare", _Pointer),
     )  # fmt: skip
 
 

@@ -53,6 +53,8 @@ struct Call {
     int64_t add;  // to dk and dv, which are floats then, whatever the type of the rest
     const Strip* strips;
     const Scores* scores;  // of each strip, or null
+    int64_t spares;
+    struct Spare** spare;  // memory that tasks leave to each other, or nulls
 };
 
 template <class T>

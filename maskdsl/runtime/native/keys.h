@@ -1,17 +1,5 @@
 // Keys and values of a strip as products want them: in float, in granules or in rows without gaps.
 
-inline int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
-
-struct Memory {  // one allocation of many arrays; counts only, where there is none yet
-    char* all = nullptr;
-    int64_t used = 0;
-    float* take(int64_t floats) {
-        float* found = reinterpret_cast<float*>(all + used);
-        used += up(4 * floats, 64);
-        return found;
-    }
-};
-
 struct Rows {
     float* at;
     int64_t pitch;

@@ -10,6 +10,7 @@ namespace {
 #include "numbers.h"
 #include "products.h"
 #include "call.h"
+#include "memory.h"
 #include "keys.h"
 #include "planes.h"
 #include "score.h"
@@ -29,7 +30,7 @@ int run(const Call& call, int64_t head, int64_t first, int64_t end, bool backwar
     }
     Row<T> row(call, head, backward);
     Memory memory;
-    char* all = nullptr;
+    Spare* block = nullptr;
     for (bool known = false;; known = true) {  // first how much memory, then the work
         memory.used = 0;
         row.take(memory);
@@ -54,12 +55,12 @@ int run(const Call& call, int64_t head, int64_t first, int64_t end, bool backwar
         }
         if (known) {
             if (backward) sums.give_all<T>(call, head);
-            __builtin_free(all);
+            leave(call, block);
             return 0;
         }
-        all = static_cast<char*>(__builtin_malloc(most + 64));
-        if (!all) return 1;
-        memory.all = all + (64 - reinterpret_cast<uintptr_t>(all) % 64);
+        block = block_of(call, most);
+        if (!block) return 1;
+        memory.all = inside(block);
     }
 }
 }  // namespace
@@ -71,4 +72,10 @@ extern "C" int maskdsl_forward(const Call* call, int64_t head, int64_t first, in
 
 extern "C" int maskdsl_backward(const Call* call, int64_t head, int64_t first, int64_t end) {
     return run<TYPE>(*call, head, first, end, true);
+}
+
+// Once no task of a call runs any more.
+extern "C" void maskdsl_end(const Call* call) {
+    for (int64_t i = 0; i < call->spares; i++)
+        __builtin_free(__atomic_exchange_n(call->spare + i, nullptr, __ATOMIC_ACQUIRE));
 }
