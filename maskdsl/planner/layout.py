@@ -27,6 +27,9 @@ from maskdsl.planner.tree import FEW_PAIRS, Tree
 PARTIAL_COST = 1.5  # of a partial tile, in full ones
 FINALISTS = 2  # candidates that trees classify, the plain tiles besides
 SAMPLED = 16  # candidates whose shares are taken from samples
+ROUGH = 2**11  # pairs of tiles in such a sample, over all heads, and of those that it prefers,
+SAMPLE = 2**12
+SHORTLIST = 4
 ROOMY = 4  # times as many lanes as a residue class has tokens, at most
 KEPT = 2  # frames of one axis that are kept for the same sizes
 CLASSES = 4  # head classes looked at
@@ -193,7 +196,7 @@ def _count(problem: Problem, pair: Pair) -> Candidate:
             own = (tree.full, tree.partial)
         except PlanError:
             total = sides[0].grid.count * sides[1].grid.count
-            visited, share = sampled(keep, *sides, len(problem.sample))
+            visited, share = sampled(keep, *sides, SAMPLE // len(problem.sample))
             own = round(share * total), round((visited - share) * total)
             counted = False
         full += own[0] * weight
@@ -342,17 +345,24 @@ def _together(problem: Problem, lanes: tuple[int, int], cost: Cost) -> list[Cand
         pairs = [(q, k) for q in tiles[0] for k in tiles[1]][:SAMPLED]
     if len(pairs) <= FINALISTS:
         return [Candidate(q, k, 0.0, 0.0, False) for q, k in pairs]
-    ranked = []
+    roughly = _sampled(problem, pairs, ROUGH, cost)
+    best = [(c.q_tile, c.kv_tile) for c in roughly[:SHORTLIST]]
+    return _sampled(problem, best, SAMPLE, cost) + roughly[SHORTLIST:]
+
+
+def _sampled(problem: Problem, pairs: list[Pair], sample: int, cost: Cost) -> list[Candidate]:
+    """Candidates by samples of so many tiles over all heads, the most promising first."""
+    patterns = problem.sample
+    heads = sum(weight for _, weight in patterns)
+    found = []
     for q, k in pairs:
         sides = problem.sides((q, k))
         total = sides[0].grid.count * sides[1].grid.count
-        heads = sum(weight for _, weight in problem.sample)
-        patterns = problem.sample
-        shares = [(sampled(keep, *sides, len(patterns)), weight) for keep, weight in patterns]
+        shares = [(sampled(keep, *sides, sample // len(patterns)), w) for keep, w in patterns]
         visited, full = (sum(s[i] * w for s, w in shares) / heads * total for i in (0, 1))
-        ranked.append(Candidate(q, k, full, visited - full, False))
-    ranked.sort(key=lambda c: _rank(c, cost))
-    return ranked
+        found.append(Candidate(q, k, full, visited - full, False))
+    found.sort(key=lambda c: _rank(c, cost))
+    return found
 
 
 def _box_tiles(problem: Problem, side: str, lanes: int) -> list[Tile]:

@@ -18,7 +18,6 @@ from maskdsl.planner.tiles import Grid, Tile
 from maskdsl.planner.tree import Tree
 
 DENSE = 1024  # extents up to which every pair of an axis is evaluated
-SAMPLE = 2**13  # pairs of tiles looked at where conditions do not part, over all heads
 
 
 @dataclass(frozen=True)
@@ -173,14 +172,14 @@ class AxisMeter:
         return (tree.full + tree.partial) / total, tree.full / total
 
 
-def sampled(keep: Node, queries: Side, keys: Side, heads: int = 1) -> tuple[float, float]:
-    """(visited, full) of a sample of rows, one of `heads` that share it, as far as bounds tell:
-    undecided tiles count as visited.
+def sampled(keep: Node, queries: Side, keys: Side, sample: int) -> tuple[float, float]:
+    """(visited, full) of rows of so many pairs of tiles, as far as bounds tell: undecided tiles
+    count as visited.
     """
     space = Space(keep, queries, keys)
-    rows = max(1, min(queries.grid.count, SAMPLE // heads // max(1, keys.grid.count)))
+    rows = max(1, min(queries.grid.count, sample // max(1, keys.grid.count)))
     chosen = np.unique(np.linspace(0, queries.grid.count - 1, rows + 2).astype(np.int64)[1:-1])
-    columns = np.arange(min(keys.grid.count, SAMPLE)) * max(1, keys.grid.count // SAMPLE)
+    columns = np.arange(min(keys.grid.count, sample)) * max(1, keys.grid.count // sample)
     q, k = (x.reshape(-1) for x in np.meshgrid(chosen, columns, indexing="ij"))
     starts = np.zeros((len(q), len(space.digits)), dtype=np.int64)
     places = {"q": _digits_of(queries.grid, q), "k": _digits_of(keys.grid, k)}

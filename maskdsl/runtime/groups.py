@@ -137,18 +137,16 @@ class Grouping:
         _, representative, member = np.unique(signature, return_index=True, return_inverse=True)
         order = np.argsort(member, kind="stable")
         bounds = np.searchsorted(member[order], np.arange(len(representative) + 1))
+        ends_of = np.cumsum([s.tokens for s in self.plan.program.keys])
+        lanes_of = self._queries(own[representative])
         found = []
-        for g, r in enumerate(representative):
+        for g, (r, lanes) in enumerate(zip(representative, lanes_of, strict=True)):
             rows = order[bounds[g] : bounds[g + 1]]
-            entries = np.arange(starts[r], ends[r])
+            entries = slice(starts[r], ends[r])
             segments, at = np.unique(k.segment[tile[entries]], return_index=True)
             tokens, columns = truths.columns(tile[entries], shape[entries])
-            ends_of = np.cumsum([s.tokens for s in self.plan.program.keys])
             segment_of = np.searchsorted(segments, np.searchsorted(ends_of, tokens, side="right"))
             number = int(q.segment[own[r]])
-            lanes = self.plan.q_grids[number].tokens(
-                np.array([own[r] - self.head_class.row_starts[number]])
-            )[0]
             inside = np.flatnonzero(lanes >= 0)
             offset = self.plan.program.queries[number].offset
             found.append(
@@ -166,6 +164,16 @@ class Grouping:
                     partial=_ranges(columns != SEEN),
                 )
             )
+        return found
+
+    def _queries(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The tokens of some rows, int64 (lanes,) each, as `Grid.tokens` gives them."""
+        found: list[np.ndarray] = [np.zeros(0)] * len(rows)
+        for number, grid in enumerate(self.plan.q_grids):
+            own = np.flatnonzero(self.q.segment[rows] == number)
+            tokens = grid.tokens(rows[own] - self.head_class.row_starts[number])
+            for i, lanes in zip(own, tokens, strict=True):
+                found[i] = lanes
         return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from maskdsl.ir.evaluate import evaluate
@@ -25,6 +27,8 @@ class Truths:
     ) -> None:
         self._plan = plan
         self._class = c
+        self._asked: Counter[int] = Counter()  # tiles of each key segment
+        self._every: dict[int, np.ndarray] = {}
         classes = int(shape.max(initial=-1)) + 1
         self._start = np.zeros(classes, dtype=np.int64)  # first column in the table of its segment
         self._tables: list[np.ndarray] = []
@@ -71,7 +75,7 @@ class Truths:
         for j in np.unique(number):
             own = number == j
             grid, segment = self._plan.kv_grids[j], self._plan.program.keys[j]
-            tokens = grid.tokens(tiles[own] - starts[j])
+            tokens = self._tokens(j, tiles[own] - starts[j])
             kind = shape[own][:, None]
             column = np.where(kind == -1, SEEN, OPEN) + np.zeros_like(tokens)
             used = tokens >= 0
@@ -90,6 +94,17 @@ class Truths:
         tokens, columns = np.concatenate(found_tokens), np.concatenate(found_columns)
         order = np.argsort(tokens, kind="stable")
         return tokens[order], columns[order].astype(np.int32)
+
+    def _tokens(self, j: int, tiles: np.ndarray) -> np.ndarray:
+        """What the grid of key segment j says of tiles, once for all where it is asked often."""
+        grid = self._plan.kv_grids[j]
+        self._asked[j] += len(tiles)
+        if self._asked[j] < grid.count:
+            return grid.tokens(tiles)
+        if j not in self._every:
+            self._every[j] = grid.tokens(np.arange(grid.count))
+        found: np.ndarray = self._every[j][tiles]
+        return found
 
     def _evaluate(
         self, i: int, j: int, rows: np.ndarray, tiles: np.ndarray
