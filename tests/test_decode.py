@@ -16,7 +16,7 @@ from kernels import CASES, Case
 from test_codegen import check_golden
 
 import maskdsl
-from maskdsl import BindError, CompileError, Tile
+from maskdsl import BindError, Tile
 from maskdsl.codegen import Spec
 from maskdsl.codegen.decode import DecodeEmission, heads_together, query_tiles
 from maskdsl.codegen.spec import SHARED
@@ -310,15 +310,44 @@ def test_cross_attention_takes_all_queries(backend: str) -> None:
         kernel(x[:, :, :3], x, x)
 
 
+FEW = {
+    "a window": "pattern c over (n) keep 0 <= q.n - k.n < 9",
+    "a score and a sink": """pattern c over (n) input b[heads]: float
+        input s[heads]: float
+        keep causal(n) score logit * b[head] - 0.1 * (q.n - k.n) sink s[head]""",
+    "rows of nothing": "pattern c over (n) keep causal(n) and k.n % 4 == 0 and q.n % 3 > 0",
+}
+
+
+@pytest.mark.parametrize("layout", ["bhnd", "bnhd"])
 @pytest.mark.parametrize("backend", ["triton", "torch"])
-def test_gradients_are_refused(backend: str) -> None:
-    mask = maskdsl.parse("pattern c over (n) keep causal(n)").bind(n=32)
-    kernel = maskdsl.compile(mask, 16, backend=backend, q_tile=16, kv_tile=16)
-    x = torch.ones(1, 1, 32, 16, requires_grad=True)
-    with pytest.raises(CompileError, match="gradients of fewer queries than keys"):
-        kernel(x[:, :, :3], x, x)
-    with torch.no_grad():
-        assert kernel(x[:, :, :3], x, x).shape == (1, 1, 3, 16)
+@pytest.mark.parametrize("name", FEW)
+def test_gradients(name: str, backend: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the queries given among all queries, by the reference."""
+    monkeypatch.setattr("maskdsl.runtime.few_queries.PAIRS", 32 * 4 * 2 * 3)  # of three queries
+    mask = maskdsl.parse(FEW[name]).bind(n=32, heads=4, kv_heads=2)
+    g = torch.Generator().manual_seed(1)
+    every = [torch.randn(2, h, 32, 16, generator=g) for h in (4, 2, 2)]
+    inputs = {a.name: torch.rand(4, generator=g) + 0.5 for a in mask.program.inputs}
+    kernel, reference = (
+        maskdsl.compile(mask, 16, backend=b, layout=layout, q_tile=16, kv_tile=16)
+        for b in (backend, "reference")
+    )
+    found = []
+    for kern, rows in ((kernel, slice(20, 28)), (reference, slice(0, 32))):
+        q, k, v = (x.clone().requires_grad_() for x in every)
+        own = {n: x.clone().requires_grad_() for n, x in inputs.items()}
+        turned = [x.transpose(1, 2) if layout == "bnhd" else x for x in (q[:, :, rows], k, v)]
+        few = {"q_offset": 20} if kern is kernel else {}
+        out, lse = kern(*turned, return_lse=True, **few, **own)
+        out = out.transpose(1, 2) if layout == "bnhd" else out
+        if kern is reference:
+            out, lse = out[:, :, 20:28], lse[:, :, 20:28]
+        seen = lse > -torch.inf
+        loss = (out.square() + out).sum() + torch.where(seen, lse, 0).sum()
+        found.append(torch.autograd.grad(loss, [q, k, v, *own.values()]))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_the_reference_differentiates() -> None:

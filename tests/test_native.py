@@ -242,7 +242,7 @@ def test_processes_build_once_and_rebuild_what_is_damaged(tmp_path: Path) -> Non
         ("true", "0"),
         ("c++ '-O1", "No such file"),
         ("c++ -D\udcff", "error"),
-        ("c++ -Dmaskdsl_backward=other", "no maskdsl_backward"),
+        ("c++ -Dmaskdsl_end=other", "no maskdsl_end"),
         (r"printf '\377error\n'", ""),
         (r"sh -c 'printf \\377error >&2; exit 1'", "error"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from maskdsl.errors import BindError, CompileError
+from maskdsl.errors import BindError
 from maskdsl.ir.definition import match_inputs
 from maskdsl.ir.differentiate import variables
 from maskdsl.ir.nodes import Array
@@ -28,8 +28,7 @@ class Attention:
         program = mask.program
         self.mask, self.choices = mask, choices
         self._inputs = program.inputs
-        self._shared = program.shared
-        self._able = _differentiable(program)
+        self.differentiable = _differentiable(program)
         self.handle = handle
         self.batch_dims = tuple(_batch_dim(a) for a in program.inputs)
         register(handle, self)  # type: ignore[arg-type]
@@ -84,17 +83,6 @@ class Attention:
 
     def __deepcopy__(self, memo: Any) -> Attention:
         return self  # nothing of it changes
-
-    def differentiable(self, q: torch.Tensor, k: torch.Tensor, inputs: Tensors) -> Sequence[bool]:
-        """Which inputs may have a gradient. Raises CompileError where this call has none."""
-        axis = 2 if self.choices.layout == "bhnd" else 1
-        few = self._shared and q.ndim == k.ndim == 4 and q.shape[axis] != k.shape[axis]
-        if few and self.backend != "reference":
-            raise CompileError(
-                f"gradients of fewer queries than keys are not supported by the "
-                f"{self.backend} backend yet: use backend='reference', or torch.no_grad()"
-            )
-        return self._able
 
     def empty(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: Tensors,

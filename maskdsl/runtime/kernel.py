@@ -16,6 +16,7 @@ from maskdsl.pattern import Mask
 from maskdsl.runtime.boundary import Call, Shapes, check_call
 from maskdsl.runtime.call import Attention, Pair, Tensors
 from maskdsl.runtime.choices import Choices
+from maskdsl.runtime.few_queries import FewQueries
 from maskdsl.runtime.one_for_all import OneForAll
 from maskdsl.runtime.planned import Planned
 from maskdsl.runtime.reference import Reference
@@ -129,9 +130,11 @@ class Kernel(Planned, Attention):
         named = tuple(n for n, w in zip(call.inputs, wanted[3:], strict=True) if w)
         grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
         given_back = (self._turned(out), lse, self._turned(do), grad_lse)
-        found = self._run.gradients(call, *given_back, named)
+        few = call.first is not None and self.backend != "reference"
+        run = FewQueries(self.mask.program, self.choices.scale) if few else self._run
+        found = run.gradients(call, *given_back, named)
         results = [
-            torch.zeros_like(given) if x is None else self._turned(x)
+            torch.zeros_like(given) if x is None else self._turned(x).to(given.dtype)
             for x, given in zip(found[:3], (q, k, v), strict=True)
         ]
         for x, given in zip(found[3:], inputs, strict=True):

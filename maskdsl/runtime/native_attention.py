@@ -41,11 +41,11 @@ SHARES = 4  # of the work, for each core, where heads alone do not share it even
 Prepared = tuple[int, int, ctypes.Array[CStrip], "ctypes.Array[CScores] | None", Held]
 
 
-def serves(x: torch.Tensor, scores: Scores) -> bool:
+def serves(x: torch.Tensor, scores: Scores, backward: bool = False) -> bool:
     """Whether tensors like x can run compiled on this machine, with these scores."""
     if x.device.type != "cpu" or scores.shapes is None:
         return False
-    return library(x.dtype, scores.shapes.text) is not None
+    return library(x.dtype, scores.shapes.text, backward) is not None
 
 
 def expected(program: Program, dtype: torch.dtype) -> bool:
@@ -82,7 +82,7 @@ def attend(
     call.tensors.append(own_sink)
     heads, cores = len(walk.heads.kv), workers(walk.q.device)
     shares = 1 if heads % cores == 0 or heads >= SHARES * cores else -(-SHARES * cores // heads)
-    _run(walk, strips, call, "maskdsl_forward", shares)
+    _run(walk, strips, call, False, shares)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def differentiate(walk: Walk, strips: Strips, given: Given, found: Gradients) ->
         dk=found.dk[:, None], dv=found.dv[:, None],
     )  # fmt: skip
     call.add = found.add
-    _run(walk, strips, call, "maskdsl_backward", 1)
+    _run(walk, strips, call, True, 1)
 
 
 def _call(walk: Walk, **tensors: torch.Tensor) -> CCall:
@@ -137,10 +137,10 @@ def _call(walk: Walk, **tensors: torch.Tensor) -> CCall:
     return call
 
 
-def _run(walk: Walk, strips: Strips, call: CCall, name: str, shares: int) -> None:
+def _run(walk: Walk, strips: Strips, call: CCall, backward: bool, shares: int) -> None:
     assert walk.scores.shapes is not None
-    compiled: Any = library(walk.q.dtype, walk.scores.shapes.text)
-    function, cores = getattr(compiled, name), workers(walk.q.device)
+    compiled: Any = library(walk.q.dtype, walk.scores.shapes.text, backward)
+    function, cores = compiled.maskdsl_run, workers(walk.q.device)
     spare = (ctypes.c_void_p * cores)()
     call.spares, call.spare = cores, ctypes.addressof(spare)
 
@@ -148,7 +148,7 @@ def _run(walk: Walk, strips: Strips, call: CCall, name: str, shares: int) -> Non
         if function(ctypes.addressof(call), head, first, end):
             raise MemoryError("no memory is left for attention on this CPU")
 
-    prepared = _prepared(walk, strips, name == "maskdsl_backward")
+    prepared = _prepared(walk, strips, backward)
     try:
         for first, end, array, scores, held in prepared:
             # where this is interrupted, tasks that run read them to their end

@@ -35,29 +35,29 @@ OPTIONS = ("-std=c++17", "-O2", "-fno-math-errno", "-shared", "-fPIC")
 SECONDS = 120.0  # that a compiler may take
 COMPILERS = ("c++", "g++", "clang++")
 
-_libraries: dict[tuple[str, str, str], ctypes.CDLL | None] = {}
+_libraries: dict[tuple[str, str, str, bool], ctypes.CDLL | None] = {}
 _building = threading.Lock()
 
 
-def library(dtype: torch.dtype, score: str = "") -> ctypes.CDLL | None:
-    """`maskdsl_forward` and `maskdsl_backward` for tensors of a type, or None where this machine or
-    type has none. score: what stands for `native/score.h`, where anything does. Warns once where
-    there is a compiler and it fails.
+def library(dtype: torch.dtype, score: str = "", backward: bool = False) -> ctypes.CDLL | None:
+    """`maskdsl_run`, forward or backward, for tensors of a type, or None where this machine or type
+    has none. score: what stands for `native/score.h`, where anything does. Warns once where there
+    is a compiler and it fails.
     """
     type_, command = TYPES.get(dtype), compiler()
-    if type_ is None or command is None:
+    if type_ is None or command is None or (backward and library(dtype, score) is None):
         return None
-    key = type_, shlex.join(command), score
+    key = type_, shlex.join(command), score, backward
     with _building:
         if key not in _libraries:
-            _libraries[key] = _load(dtype, command, score)
+            _libraries[key] = _load(dtype, command, score, backward)
         return _libraries[key]
 
 
 def prepare(dtype: torch.dtype, score: str = "") -> None:
-    """Begin to build what `library` gives, beside what else is to be done before a first call."""
+    """Begin to build what `library` gives forward, beside what else precedes a first call."""
     built = list(_libraries)
-    if not any((type_, text) == (TYPES.get(dtype), score) for type_, _, text in built):
+    if not any((type_, text) == (TYPES.get(dtype), score) for type_, _, text, _ in built):
         threading.Thread(target=library, args=(dtype, score), name="maskdsl-build").start()
 
 
@@ -94,15 +94,15 @@ def included(text: str, given: Mapping[str, str]) -> str:
     return re.sub(r'#include "(\w+\.h)"\n', header, text)
 
 
-def _load(dtype: torch.dtype, command: list[str], score: str) -> ctypes.CDLL | None:
+def _load(dtype: torch.dtype, command: list[str], score: str, backward: bool) -> ctypes.CDLL | None:
     own = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
-    options = [*OPTIONS, own, f"-DTYPE={TYPES[dtype]}"]
+    options = [*OPTIONS, own, f"-DTYPE={TYPES[dtype]}", f"-DBACKWARD={int(backward)}"]
     text = source(score)
     covered = "\0".join([text, *command, *options, _machine()])
     digest = hashlib.sha256(os.fsencode(covered)).hexdigest()[:24]
-    name = str(dtype).removeprefix("torch.")
+    name = f"native-{str(dtype).removeprefix('torch.')}{'-backward' * backward}"
     try:
-        kept = load_source(f"native-{name}-{digest}", lambda: _built(text, [*command, *options]))
+        kept = load_source(f"{name}-{digest}", lambda: _built(text, [*command, *options]))
         return _opened(base64.b64decode(kept.LIBRARY))
     except (OSError, subprocess.SubprocessError, _BuildError) as error:
         late = isinstance(error, subprocess.TimeoutExpired)
@@ -152,7 +152,7 @@ def _opened(image: bytes) -> ctypes.CDLL:
 
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
-    for name, numbers in (("forward", 3), ("backward", 3), ("end", 0)):
+    for name, numbers in (("run", 3), ("end", 0)):
         function: Any = getattr(found, f"maskdsl_{name}", None)
         if function is None:
             raise _BuildError(f"what it makes has no maskdsl_{name}")

@@ -60,10 +60,9 @@ class Attends(Protocol):
     ) -> list[torch.Tensor]:  # fmt: skip
         """Of those of q, k, v and the inputs that are wanted."""
 
-    def differentiable(
-        self, q: torch.Tensor, k: torch.Tensor, inputs: Tensors, /
-    ) -> Sequence[bool]:
-        """Which inputs may have a gradient. Raises CompileError where this call has none."""
+    @property
+    def differentiable(self) -> Sequence[bool]:
+        """Which inputs may have a gradient."""
 
 
 _alive: dict[str, list[ref[Attends]]] = {}  # kernels compiled alike have one name
@@ -216,8 +215,9 @@ def _autograd_forward(
         own = _find(kernel)
         if own.composite and not torch.compiler.is_compiling():
             return own.forward(q, k, v, inputs, q_offset)
-        able = own.differentiable(q, k, inputs)
-        found: Tensors = _apply(_Attention, own, kernel, q_offset, able, q, k, v, *inputs)
+        found: Tensors = _apply(
+            _Attention, own, kernel, q_offset, own.differentiable, q, k, v, *inputs
+        )
         return found
     with torch._C._AutoDispatchBelowAutograd():
         return attention(q, k, v, inputs, kernel, q_offset)

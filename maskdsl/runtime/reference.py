@@ -23,12 +23,15 @@ MAX_PAIRS = 2**28  # of one head: a dense mask and its scores are held at once
 
 
 class Reference:
-    """Attention of every head over a dense mask: time and memory grow with queries * keys."""
+    """Attention of every head over a dense mask: time and memory grow with queries * keys.
 
-    def __init__(self, program: Program, scale: float) -> None:
+    rows: queries that a call gives, where it does not give all.
+    """
+
+    def __init__(self, program: Program, scale: float, rows: int | None = None) -> None:
         self.program = program
         self.scale = scale
-        queries, keys = program.query_tokens, program.key_tokens
+        queries, keys = rows or program.query_tokens, program.key_tokens
         if queries * keys > MAX_PAIRS:
             raise BindError(f"{queries} x {keys} pairs are too many for the reference backend")
         self.per_head, self.per_batch = varies(program)

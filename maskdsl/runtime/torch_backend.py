@@ -112,7 +112,7 @@ class TorchBackend:
             for walk, lines in walks:
                 o, l = walk.heads.queries(out[b]), walk.heads.queries(lse[b])
                 own = None if sink is None else sink[walk.heads.heads]
-                if self._compiled(call):
+                if native_attention.serves(call.q, self._scores):
                     native_attention.attend(walk, lines.compiled, own, o, l)
                 else:
                     _attend_all(walk, lines.all, own, o, l)
@@ -129,7 +129,8 @@ class TorchBackend:
         """
         compute = _compute(call)
         inputs = InputGradients(call, wanted, compute)
-        compiled = self._compiled(call) and not (wanted and self._scores.any)
+        plain = wanted and self._scores.any
+        compiled = not plain and native_attention.serves(call.q, self._scores, backward=True)
         dense = all(x.stride(-1) == 1 for x in (call.k, call.v))
         once = compiled and self._once and dense
         given = out, lse, do, grad_lse
@@ -160,9 +161,6 @@ class TorchBackend:
         named = (call.q, call.k, call.v)
         found = [x.to(g.dtype) for x, g in zip((dq, dk, dv), named, strict=True)]
         return [*found, *(inputs.of(n) for n in call.inputs)]
-
-    def _compiled(self, call: Call) -> bool:
-        return native_attention.serves(call.q, self._scores)
 
     def _blank(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
         """For what rows write: zeros where some queries may lie in no row."""

@@ -7,7 +7,6 @@ template <class T>
 struct Row {
     const Call& call;
     const int64_t head;
-    const bool backward;
     const int64_t dim, value_dim;  // filled up
     const Strip* strip = nullptr;
     const Scores* scores = nullptr;
@@ -20,15 +19,15 @@ struct Row {
     // Backward: the log-sum-exp; what each gradient of a weight is too large by.
     float limit[QUERIES], delta[QUERIES];
 
-    Row(const Call& given, int64_t which, bool both)
-        : call(given), head(which), backward(both), dim(up(given.dim, UNIT)),
+    Row(const Call& given, int64_t which)
+        : call(given), head(which), dim(up(given.dim, UNIT)),
           value_dim(up(given.value_dim, UNIT)) {}
 
     void take(Memory& m) {
         q = m.take(QUERIES * dim);
         s = m.take(QUERIES * PITCH);
         out = m.take(QUERIES * value_dim);
-        if (!backward) return;
+        if (!BACKWARD) return;
         ds = m.take(QUERIES * PITCH);
         d_out = m.take(QUERIES * value_dim);
         dq = m.take(QUERIES * dim);
@@ -39,7 +38,7 @@ struct Row {
         for (row = 0; row < strip->rows; row++)
             for (int64_t begin = 0; begin < queries; begin += QUERIES) {
                 begin_at(begin, queries - begin < QUERIES ? queries - begin : QUERIES);
-                if (backward) {
+                if constexpr (BACKWARD) {
                     differentiate(keys);
                 } else {
                     attend(keys, false);
@@ -130,7 +129,7 @@ struct Row {
             if (own.at + LANES > m.first && own.at < m.end) own.mask = &m;
         }
         block.k[n] = keys.k + key * dim;
-        if (backward) block.v[n] = keys.v + key * value_dim;
+        if (BACKWARD) block.v[n] = keys.v + key * value_dim;
         Part& last = block.part[block.parts - 1];
         if (block.parts && last.key + last.count == from && last.column + last.count == column)
             last.count += to - from;

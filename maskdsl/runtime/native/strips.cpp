@@ -1,5 +1,6 @@
-// Attention along strips of keys, forward and backward, on one core of a CPU: what the torch backend
-// runs where there is a C++ compiler. Compiled for one type of numbers, TYPE, and one machine.
+// Attention along strips of keys, forward or (BACKWARD is 1) backward, on one core of a CPU: what the
+// torch backend runs where there is a C++ compiler. Compiled for one type of numbers, TYPE, and one
+// machine; each way by itself, as a first call waits for it.
 //
 // Keys are packed into granules of LANES keys, so that a product of a few queries with a few granules
 // stays in registers. Softmax is online, over blocks of keys whose logits stay in the cache.
@@ -17,7 +18,7 @@ namespace {
 #include "row.h"
 
 template <class T>
-int run(const Call& call, int64_t head, int64_t first, int64_t end, bool backward) {
+int run(const Call& call, int64_t head, int64_t first, int64_t end) {
     // Of keys that strips of one row take as they lie, which are packed once for all of them; other
     // strips pack their own, few enough to stay in the cache.
     int64_t low = INT64_MAX, high = 0;
@@ -28,15 +29,15 @@ int run(const Call& call, int64_t head, int64_t first, int64_t end, bool backwar
         low = x.key < low ? x.key : low;
         high = end > high ? end : high;
     }
-    Row<T> row(call, head, backward);
+    Row<T> row(call, head);
     Memory memory;
     Spare* block = nullptr;
     for (bool known = false;; known = true) {  // first how much memory, then the work
         memory.used = 0;
         row.take(memory);
         Sums sums = {};
-        if (backward) sums.take_all<T>(memory, call, head);
-        const Sums* every = backward ? &sums : nullptr;
+        if constexpr (BACKWARD) sums.take_all<T>(memory, call, head);
+        const Sums* every = BACKWARD ? &sums : nullptr;
         Keys<T> slices;
         if (low < high) slices.take(memory, call, head, {low, nullptr, high - low}, every);
         int64_t used = memory.used, most = used;
@@ -51,10 +52,10 @@ int run(const Call& call, int64_t head, int64_t first, int64_t end, bool backwar
             most = memory.used > most ? memory.used : most;
             if (!known) continue;
             row.walk(own);
-            if (backward && x.key_at) own.give(sums);
+            if (BACKWARD && x.key_at) own.give(sums);
         }
         if (known) {
-            if (backward) sums.give_all<T>(call, head);
+            if constexpr (BACKWARD) sums.give_all<T>(call, head);
             leave(call, block);
             return 0;
         }
@@ -66,12 +67,8 @@ int run(const Call& call, int64_t head, int64_t first, int64_t end, bool backwar
 }  // namespace
 
 // One head of keys along the strips from `first` to `end`. Gives 0, or 1 where memory has run out.
-extern "C" int maskdsl_forward(const Call* call, int64_t head, int64_t first, int64_t end) {
-    return run<TYPE>(*call, head, first, end, false);
-}
-
-extern "C" int maskdsl_backward(const Call* call, int64_t head, int64_t first, int64_t end) {
-    return run<TYPE>(*call, head, first, end, true);
+extern "C" int maskdsl_run(const Call* call, int64_t head, int64_t first, int64_t end) {
+    return run<TYPE>(*call, head, first, end);
 }
 
 // Once no task of a call runs any more.
