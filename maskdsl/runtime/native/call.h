@@ -54,7 +54,7 @@ struct Call {
     const Strip* strips;
     const Scores* scores;  // of each strip, or null
     int64_t spares;
-    struct Spare** spare;  // memory that tasks leave to each other, or nulls
+    struct Spare** spare;  // blocks that tasks leave to each other, or nulls
 };
 
 template <class T>

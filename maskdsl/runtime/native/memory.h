@@ -12,7 +12,7 @@ struct Memory {  // one allocation of many arrays; counts only, where there is n
     }
 };
 
-struct Spare {  // a block that no task has, of `bytes` behind this, or less than so many of nothing
+struct Spare {  // the head of a block
     int64_t bytes;
 };
 
