@@ -31,8 +31,8 @@ class FewQueries:
         compute = torch.float64 if call.q.dtype == torch.float64 else torch.float32
         q, k, v, do = (x.to(compute) for x in (call.q, call.k, call.v, do))
         batch, heads, queries, _ = q.shape
-        dq = torch.zeros_like(q)
-        sums: list[torch.Tensor | None] = [torch.zeros_like(k), torch.zeros_like(v)]
+        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+        sums: list[torch.Tensor | None] = []
         for name, x in call.inputs.items():
             sums.append(x.new_zeros(x.shape, dtype=compute) if name in wanted else None)
         step = max(1, PAIRS // max(1, self._keys * batch * heads))
@@ -42,10 +42,11 @@ class FewQueries:
             o, l, d_o, d_l = (x[:, :, rows] for x in (out, lse, do, grad_lse))
             with _recorded():
                 found = self._rows.gradients(part, o, l, d_o, d_l, wanted)
-            for total, y in zip((dq[:, :, rows], *sums), found, strict=True):
+            for total, y in zip((dq[:, :, rows], dk, dv, *sums), found, strict=True):
                 if total is not None and y is not None:
                     total += y
-        return [dq, *sums]
+        named = (call.q, call.k, call.v)
+        return [*(x.to(y.dtype) for x, y in zip((dq, dk, dv), named, strict=True)), *sums]
 
 
 def _recorded() -> Any:

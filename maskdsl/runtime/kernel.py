@@ -134,7 +134,7 @@ class Kernel(Planned, Attention):
         run = FewQueries(self.mask.program, self.choices.scale) if few else self._run
         found = run.gradients(call, *given_back, named)
         results = [
-            torch.zeros_like(given) if x is None else self._turned(x).to(given.dtype)
+            torch.zeros_like(given) if x is None else self._turned(x)
             for x, given in zip(found[:3], (q, k, v), strict=True)
         ]
         for x, given in zip(found[3:], inputs, strict=True):
